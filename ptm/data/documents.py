@@ -1,0 +1,138 @@
+"""The tokenized documents of one split: read, told apart into train and validation, tokenized once while they fit the cache."""
+
+import collections
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from ptm.config import Data
+from ptm.data import sources
+from ptm.data.batch import Document
+from ptm.data.mixture import Order
+from ptm.fields import ConfigError, lookup
+
+CACHE_BYTES = 128 << 20
+ENTRY_BYTES = 500  # a document's size beside its tokens, roughly
+HOLDOUT_KEY = b"ptm holdout"  # the split depends on nothing else, so that it outlives seeds and reordering
+SPLITS = {"train": False, "validation": True}
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """What the pipeline knows of a tokenizer."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32, without special tokens."""
+        ...
+
+
+class Corpus:
+    """Documents by (source, record); what cannot be read is remembered in `bad`, and is an error beyond `data.max_bad_records`."""
+
+    def __init__(self, data: Data, *, split: str, tokenizer: Tokenizer | None = None):
+        """`split` is train or validation; without a tokenizer only `record` can be called."""
+        self._validation = lookup(SPLITS, split, "split")
+        given = data.validation_source if self._validation and data.validation_source else data.source
+        self.sources = tuple(sources.open_source(spec, data=data) for spec in given)
+        self.weights = data.weights if given is data.source and data.weights else (1.0,) * len(self.sources)
+        self.sizes = tuple(map(len, self.sources))
+        self.bad: dict[tuple[int, int], str] = {}
+        self._data, self._tokenizer = data, tokenizer
+        self._holdout_by = None if data.validation_source else data.holdout_by
+        self._cache: collections.OrderedDict[tuple[int, int], Document | None] = collections.OrderedDict()
+        self._cached_bytes = 0
+
+    def id(self, source: int, record: int) -> str:
+        """A record's id, unique over all sources."""
+        name = self.sources[source].id(record)
+        return f"{source}/{name}" if len(self.sources) > 1 else name
+
+    def record(self, source: int, record: int) -> tuple[str, dict[str, Any]] | None:
+        """(this split's part of the text, other fields) of a record; None if it is bad or belongs to the other split."""
+        try:
+            columns = self.sources[source].read(record)
+            text = columns.pop("text")
+            try:
+                content = text.encode()
+            except UnicodeEncodeError as error:
+                raise sources.BadRecord(f"not Unicode text ({error.reason})") from None
+        except sources.BadRecord as reason:
+            self._note(source, record, str(reason))
+            return None
+        if self._holdout_by == "tail":
+            cut = int(len(text) * (1 - self._data.holdout))
+            text = text[cut:] if self._validation else text[:cut]
+        elif self._holdout_by == "document":
+            place = int.from_bytes(hashlib.blake2b(content, digest_size=8, key=HOLDOUT_KEY).digest(), "big") / 2**64
+            if (place < self._data.holdout) != self._validation:
+                return None
+        return (text, columns) if text else None
+
+    def document(self, source: int, record: int) -> Document | None:
+        """The tokenized record with read-only tokens; None if it is bad, of the other split, or has no token."""
+        key = (source, record)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        found, document = self.record(source, record), None
+        if found is not None:
+            tokens = np.asarray(self._tokenizer.encode(found[0]), np.int32).view()
+            tokens.flags.writeable = False
+            if len(tokens):
+                document = Document(self.id(source, record), tokens, found[1])
+        self._cache[key] = document
+        self._cached_bytes += _size(document)
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= _size(self._cache.popitem(last=False)[1])
+        return document
+
+    def describe_bad(self) -> list[str]:
+        """'ID: reason' of every bad record met so far."""
+        return [f"{self.id(*key)}: {reason}" for key, reason in sorted(self.bad.items())]
+
+    def _note(self, source: int, record: int, reason: str) -> None:
+        if (source, record) in self.bad:
+            return
+        self.bad[source, record] = reason
+        _log.warning("skipped %s: %s", self.id(source, record), reason)
+        if len(self.bad) > self._data.max_bad_records:
+            raise ConfigError(
+                f"more than data.max_bad_records={self._data.max_bad_records} records cannot be read: {'; '.join(self.describe_bad()[:5])}"
+                f"{'; ...' if len(self.bad) > 5 else ''}. Mend the source, or raise data.max_bad_records."
+            )
+
+
+def _size(document: Document | None) -> int:
+    return ENTRY_BYTES + (document.tokens_L.nbytes if document else 0)
+
+
+def cut(document: Document, *, size: int, mark: str) -> list[Document]:
+    """The document in pieces of at most `size` tokens with ids ID{mark}0, ID{mark}1, ...; one that fits stays as it is."""
+    tokens_L = document.tokens_L
+    if len(tokens_L) <= size:
+        return [document]
+    return [Document(f"{document.id}{mark}{n}", tokens_L[at : at + size], document.columns) for n, at in enumerate(range(0, len(tokens_L), size))]
+
+
+def training_texts(data: Data, *, limit_bytes: int) -> Iterator[str]:
+    """Text of the training split, up to about `limit_bytes` of UTF-8 shared out by the weights, for training a tokenizer.
+
+    Documents come in a fixed random order, so that a part of a corpus stands for all of it; the last one is cut at the limit.
+    """
+    corpus = Corpus(data, split="train")
+    for source, (size, weight) in enumerate(zip(corpus.sizes, corpus.weights)):
+        left = int(limit_bytes * weight / sum(corpus.weights))
+        order = Order((size,), weights=(1.0,), seed=source, shuffle=True)
+        for number in range(size):
+            if left <= 0:
+                break
+            found = corpus.record(source, order[number][1])
+            if found is None:
+                continue
+            content = found[0].encode()
+            if text := content[:left].decode(errors="ignore"):
+                yield text
+            left -= len(content)

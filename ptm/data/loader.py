@@ -1,0 +1,134 @@
+"""The endless batches of a run: logical streams side by side, prepared ahead in a thread, with exact state."""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ptm.config import Data
+from ptm.data.batch import Featurizer
+from ptm.data.documents import Corpus, Tokenizer
+from ptm.data.mixture import Order
+from ptm.data.pack import SEGMENTS
+from ptm.data.pipeline import Batch, State, Stream, stack
+from ptm.fields import ConfigError
+
+
+class Loader(Iterator[Batch]):
+    """Batches of a split without end; batch t is a pure function of (data, seed, t), whatever rows this host asks for.
+
+    Stream p of S gives the rows p * B/S to (p + 1) * B/S - 1 of every batch. State, counts and bad records are those of the last batch
+    handed out, however many were prepared ahead.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        featurizer: Featurizer,
+        tokenizer: Tokenizer,
+        seed: int,
+        batch_size: int,
+        streams: int,
+        rows: Sequence[int] | None = None,
+        split: str = "train",
+    ):
+        """`rows` are this host's row numbers of the global batch, in the order it wants them; by default all."""
+        if batch_size % streams:
+            raise ConfigError(f"data.streams={streams} does not divide the batch size {batch_size}; choose a divisor, or None for the largest one up to 64.")
+        self._rows = list(range(batch_size) if rows is None else rows)
+        if not self._rows or not all(0 <= row < batch_size for row in self._rows):
+            raise ValueError(f"rows={self._rows} must be numbers from 0 to {batch_size - 1}, at least one.")
+        self._per_stream, self._count, self._prefetch = batch_size // streams, streams, data.prefetch
+        self._corpus = Corpus(data, split=split, tokenizer=tokenizer)
+        self._lengths = {dim: length for dim, length in featurizer.lengths.items() if dim in SEGMENTS}
+        order = Order(self._corpus.sizes, weights=self._corpus.weights, seed=seed, shuffle=data.shuffle)
+        windows = data.packing == "window"
+        self._streams = {
+            p: Stream(self._corpus, order=order, data=data, featurizer=featurizer, seed=seed, first=p, step=streams, windows=windows)
+            for p in sorted({row // self._per_stream for row in self._rows})
+        }
+        self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ptm-data")
+        self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
+        self._error: BaseException | None = None
+        self._snapshots = self._take()
+
+    def __next__(self) -> Batch:
+        """The next batch: a dict of arrays [rows of this host, ...]. An error of the thread is raised here, and again by later calls."""
+        if not self._prefetch:
+            batch, self._snapshots = self._make()
+            return batch
+        while len(self._ahead) <= self._prefetch:
+            self._ahead.append(self._worker.submit(self._make))
+        batch, self._snapshots = self._ahead.popleft().result()
+        return batch
+
+    def _make(self) -> tuple[Batch, dict[int, State]]:
+        if self._error is not None:
+            raise self._error  # streams stopped in the middle of a batch: what follows would not be the batches of this run
+        try:
+            made = {p: [stream.next_row() for _ in range(self._per_stream)] for p, stream in self._streams.items()}
+            batch = stack([made[row // self._per_stream][row % self._per_stream] for row in self._rows])
+            return batch, self._take()
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _take(self) -> dict[int, State]:
+        return {p: stream.snapshot() for p, stream in self._streams.items()}
+
+    def state(self) -> dict[int, State]:
+        """For each logical stream of this host its JSON-ready state after the last batch handed out."""
+        return {p: {**snapshot, "bad": sorted(map(list, snapshot["bad"])), "packer": _lists(snapshot["packer"])} for p, snapshot in self._snapshots.items()}
+
+    def restore(self, states: dict[Any, State]) -> None:
+        """Goes on where `states` were taken: at least this host's streams, by number (an int, or a string as JSON makes it)."""
+        by_number = {int(p): state for p, state in states.items()}
+        missing = sorted(set(self._streams) - set(by_number))
+        if missing:
+            raise ConfigError(f"the data state lacks the logical streams {missing}; it holds {sorted(by_number)}.")
+        self._drain()
+        self._error = None
+        for p, stream in self._streams.items():
+            stream.restore(by_number[p])
+        self._snapshots = self._take()
+
+    def stats(self) -> dict[str, float]:
+        """Counts of this host's streams up to the last batch handed out.
+
+        rows; padding_share of their positions; epoch (passes over the source that was read most often; each one's as epoch_N in a
+        mixture), counting what is begun; bad_records (distinct ones met).
+        """
+        snapshots = self._snapshots.values()
+        rows, filled = (sum(snapshot[key] for snapshot in snapshots) for key in ("rows", "filled"))
+        draws = sum(snapshot["draws"] for snapshot in snapshots) / len(snapshots) * self._count
+        shares = [weight / sum(self._corpus.weights) for weight in self._corpus.weights]
+        epochs = [draws * share / size for share, size in zip(shares, self._corpus.sizes)]
+        stats = {"rows": rows, "epoch": max(epochs), "padding_share": 1 - filled / (rows * sum(self._lengths.values())) if rows else 0.0}
+        if len(epochs) > 1:
+            stats |= {f"epoch_{n}": epoch for n, epoch in enumerate(epochs)}
+        return {**stats, "bad_records": len(self._bad())}
+
+    def bad_records(self) -> list[str]:
+        """'ID: reason' of the bad records met up to the last batch handed out."""
+        return [f"{self._corpus.id(*key)}: {self._corpus.bad[key]}" for key in sorted(self._bad())]
+
+    def _bad(self) -> frozenset[tuple[int, int]]:
+        return frozenset().union(*(snapshot["bad"] for snapshot in self._snapshots.values()))
+
+    def _drain(self) -> None:
+        for future in self._ahead:
+            future.cancel()
+        concurrent.futures.wait(self._ahead)
+        self._ahead.clear()
+
+    def close(self) -> None:
+        """Stops the thread; no batch can be taken afterwards."""
+        self._drain()
+        self._worker.shutdown()
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,216 @@
+"""From the drawn documents to rows: the one path that training and validation take.
+
+    order      draws in a global order; a logical stream p of S takes the draws p, p + S, p + 2S, ...   (mixture)
+    document   read the record, keep this split's part, tokenize                                        (documents)
+    cut        a random window; or parts of max_record_tokens (ID#n), then of the featurizer's raw_length (ID@n)
+    features   examples of one piece, with randomness keyed by (seed, id of the piece, visit)            (objectives)
+    pack       examples become rows with segments and positions                                          (pack)
+    finish     the featurizer makes the row ready for the device
+
+Each step is a pure function of what comes before it, so that the state of a stream is the place where its packer stands.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ptm.config import Data
+from ptm.data import documents, sources
+from ptm.data.batch import Document, Example, Featurizer, keyed_rng
+from ptm.data.documents import Corpus, Tokenizer
+from ptm.data.mixture import Order, Pass
+from ptm.data.pack import Cursor, Layout, dim_of, make_packer
+from ptm.fields import ConfigError
+
+Batch = dict[str, np.ndarray]
+State = dict[str, Any]
+RANDOM_TRIES = 64
+
+
+class Stream:
+    """The rows of one logical stream, or of a finite pass."""
+
+    def __init__(
+        self, corpus: Corpus, *, order: Order | Pass, data: Data, featurizer: Featurizer, seed: int, first: int = 0, step: int = 1, windows: bool = False
+    ):
+        """Takes the draws first, first + step, ... of `order`; `windows` draws one random window of each document."""
+        self._corpus, self._order, self._featurizer, self._seed = corpus, order, featurizer, seed
+        self._first, self._step, self._shuffle = first, step, data.shuffle and isinstance(order, Order)
+        self._layout = Layout(featurizer)
+        self._window = (featurizer.raw_length or self._layout.lengths["L"] + 1) if windows else None
+        self._record_size = None if data.packing == "window" else data.max_record_tokens
+        self._fruitless, self._found_usable = 0, False
+        self.bad: frozenset[tuple[int, int]] = frozenset()
+        self.rows, self.filled, self.draws = 0, 0, 0.0
+        cursor = Cursor(self._examples, count=len(order) if isinstance(order, Pass) else None)
+        self._packer = make_packer(row_packing(data, featurizer), layout=self._layout, cursor=cursor, bins=data.packing_bins)
+
+    def next_row(self) -> Example | None:
+        """The next finished row; None after the last one of a finite pass."""
+        row = self._packer.next_row()
+        if row is None:
+            return None
+        self.rows += 1
+        self.filled += sum(row.used.values())
+        return self._featurizer.finish(row.arrays)
+
+    def padding(self) -> Example:
+        """A finished row that holds nothing."""
+        return self._featurizer.finish(self._layout.padding())
+
+    def snapshot(self) -> State:
+        """The place where the next row begins, what was counted so far and the bad records met, as numbers, tuples and a frozenset."""
+        return {"rows": self.rows, "filled": self.filled, "draws": self.draws, "bad": self.bad, "streams": self._step, "packer": self._packer.snapshot()}
+
+    def restore(self, state: State) -> None:
+        """Goes on where a snapshot was taken, given its copy from JSON."""
+        if state["streams"] != self._step:
+            raise ConfigError(
+                f"the data state was saved with {state['streams']} logical streams, this run has {self._step}; set data.streams={state['streams']}."
+            )
+        self.bad = frozenset()
+        for source, record in state["bad"]:
+            self._document(source, record)  # so that it is named and counts towards the limit
+        self._packer.restore(state["packer"])
+        self.rows, self.filled, self.draws = state["rows"], state["filled"], state["draws"]
+
+    def _examples(self, draw: int) -> Iterator[Example]:
+        source, record, visit = self._order[self._first + draw * self._step]
+        empty = True
+        for share, example in self._examples_of(source, record, visit):
+            empty, self.draws = False, draw + share
+            yield example
+        self._fruitless, self.draws = self._fruitless + 1 if empty else 0, draw + 1
+        if self._fruitless >= sum(self._corpus.sizes) and isinstance(self._order, Order):
+            self._check_usable()
+
+    def _examples_of(self, source: int, record: int, visit: int) -> Iterator[tuple[float, Example]]:
+        """The examples of a draw that are not empty, each with the share of the document's parts that are begun."""
+        document = self._document(source, record)
+        if document is None:
+            return
+        visits, raw_length = self._featurizer.visits, self._featurizer.raw_length
+        parts = self._parts(document, visit)
+        for begun, part in enumerate(parts, 1):
+            for piece in documents.cut(part, size=raw_length, mark="@") if raw_length else (part,):
+                rng = keyed_rng(self._seed, piece.id, visit % visits if visits else visit)
+                for example in self._featurizer.features(piece, rng=rng, draw=self._draw):
+                    if any(self._layout.sizes(example).values()):
+                        yield begun / len(parts), example
+
+    def _parts(self, document: Document, visit: int) -> list[Document]:
+        if self._window:
+            return [self._random_window(document, visit)]
+        parts = documents.cut(document, size=self._record_size, mark="#") if self._record_size else [document]
+        if self._shuffle and len(parts) > 1:
+            # Consecutive visits begin with different parts: streams that read the same long document at once must not read the same tokens.
+            turn, begin = divmod(visit, len(parts))
+            order = np.roll(keyed_rng(self._seed, document.id, "parts", turn).permutation(len(parts)), -begin)
+            return [parts[n] for n in order]
+        return parts
+
+    def _random_window(self, document: Document, visit: int) -> Document:
+        spare = len(document.tokens_L) - self._window
+        if spare <= 0:
+            return document
+        start = int(keyed_rng(self._seed, document.id, visit, "window").integers(spare + 1))
+        return Document(f"{document.id}@{start}", document.tokens_L[start : start + self._window], document.columns)
+
+    def _document(self, source: int, record: int) -> Document | None:
+        document = self._corpus.document(source, record)
+        if document is None and (source, record) in self._corpus.bad:
+            self.bad |= {(source, record)}
+        return document
+
+    def _draw(self, rng: np.random.Generator) -> Document:
+        """Another document of the split: its source by weight, then uniform; of a long one a random part."""
+        corpus = self._corpus
+        source = int(rng.choice(len(corpus.sizes), p=np.divide(corpus.weights, sum(corpus.weights)))) if len(corpus.sizes) > 1 else 0
+        size = corpus.sizes[source]
+        record = 0
+        for attempt in range(RANDOM_TRIES + size):
+            # Where usable documents are rare, the nearest one behind a random place ends the search.
+            record = int(rng.integers(size)) if attempt < RANDOM_TRIES else (record + 1) % size
+            document = self._document(source, record)
+            if document is not None:
+                parts = documents.cut(document, size=self._record_size, mark="#") if self._record_size else [document]
+                return parts[int(rng.integers(len(parts)))]
+        raise ConfigError(f"source {corpus.sources[source].name} has no usable document in this split. {_advice(corpus)}")
+
+    def _check_usable(self) -> None:
+        """Ends a search that would not end: after as many fruitless draws in a row as there are records."""
+        if not self._found_usable and self._shuffle:
+            everything = Pass(self._corpus.sizes)
+            self._found_usable = any(True for n in range(len(everything)) for _ in self._examples_of(*everything[n]))
+        if not self._found_usable:
+            raise ConfigError(f"stream {self._first} of {self._step} found no usable document in {self._fruitless} draws. {_advice(self._corpus)}")
+        self._fruitless = 0
+
+
+def _advice(corpus: Corpus) -> str:
+    bad = corpus.describe_bad()
+    held = "; ".join(bad[:5]) if bad else "none is bad"
+    return (
+        f"Of {sum(corpus.sizes)} records {len(bad)} cannot be read ({held}); the others are held out or too short:"
+        " see data.holdout, data.columns and data.document."
+    )
+
+
+def row_packing(data: Data, featurizer: Featurizer) -> str:
+    """How rows are packed: as asked for, or as the featurizer wants it; windows are concatenated where all fields allow it."""
+    if data.packing == "window" and all(dim_of(name) == "L" for name in featurizer.fields):
+        return "concat"
+    return featurizer.packing if data.packing in ("default", "window") else data.packing
+
+
+def stack(rows: Sequence[Example]) -> Batch:
+    """Rows as one array a field."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def validation_batches(
+    data: Data, *, featurizer: Featurizer, tokenizer: Tokenizer, seed: int, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """One pass over the validation split in source order; the last batch is filled up with padding.
+
+    `rows` are this host's row numbers of the batch, by default all. Raises ConfigError at once if the split is empty.
+    """
+    corpus = Corpus(data, split="validation", tokenizer=tokenizer)
+    stream = Stream(corpus, order=Pass(corpus.sizes), data=data, featurizer=featurizer, seed=seed)
+    first = stream.next_row()
+    if first is None:
+        what = (
+            f"data.validation_source={data.validation_source}"
+            if data.validation_source
+            else f"data.holdout={data.holdout} by {data.holdout_by} of {data.source}"
+        )
+        raise ConfigError(
+            f"the validation split is empty ({what}, {sum(corpus.sizes)} documents in all, {len(corpus.bad)} of them bad): raise data.holdout,"
+            " set data.holdout_by=tail for a few long documents, or give data.validation_source."
+        )
+    return _batches(stream, first, batch_size, list(range(batch_size) if rows is None else rows))
+
+
+def _batches(stream: Stream, row: Example | None, batch_size: int, chosen: list[int]) -> Iterator[Batch]:
+    while row is not None:
+        made = [row]
+        while len(made) < batch_size and (row := stream.next_row()) is not None:
+            made.append(row)
+        made += [stream.padding() for _ in range(batch_size - len(made))]
+        yield stack([made[n] for n in chosen])
+        row = stream.next_row()
+
+
+def fingerprint(data: Data) -> str:
+    """16 hex digits over the fingerprints of all sources of the training and validation splits, in order."""
+    parts = [[sources.fingerprint(sources.open_source(spec, data=data)) for spec in specs] for specs in (data.source, data.validation_source)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def default_streams(batch_sizes: Sequence[int]) -> int:
+    """Logical streams of a run: the greatest common divisor of its batch sizes and 64."""
+    return math.gcd(*batch_sizes, 64)

@@ -1,0 +1,90 @@
+"""What a run says about itself: the files that describe it in its workdir, and the summary at its end."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ptm import config as config_lib
+from ptm import log, registry, run, tree
+from ptm.data import pipeline
+from ptm.run import Run
+from ptm.samples import sample
+
+PACKAGES = ("ptm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the checkout that this package lies in and whether it has changes; empty if it is none."""
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def session(run: Run, start: int) -> dict[str, Any]:
+    """What this start of the run ran on: versions, devices, code."""
+    devices = run.layout.mesh.devices.flat
+    return {
+        "from_step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": {"kind": devices[0].device_kind, "count": run.layout.mesh.size, "processes": jax.process_count()},
+        "mesh": dict(run.layout.mesh.shape), "git": _git_state(), "config": config_lib.fingerprint(run.config),
+    }  # fmt: skip
+
+
+def _write(path: Path, content: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write(this: Run, history: list[dict[str, Any]]) -> str:
+    """Writes config.json, diff.txt, env.json and params.txt into the workdir; returns one line that says what the run is."""
+    config = this.config
+    evals = {name: type(options)() for name, options in config.evals.items()}
+    base = config_lib.resolve(config_lib.base(model=type(config.model)(), objective=type(config.objective)(), evals=evals), registry.REGISTRIES)
+    changes = config_lib.diff(base, config)
+    if jax.process_index() == 0:
+        _write(this.workdir / "config.json", json.dumps(config_lib.to_dict(config), indent=1) + "\n")
+        _write(this.workdir / "diff.txt", "".join(f"{key}: {old!r} -> {new!r}\n" for key, (old, new) in changes.items()))
+        fingerprints = {"data": pipeline.fingerprint(config.data), "tokenizer": this.tokenizer.fingerprint}
+        _write(this.workdir / "env.json", json.dumps({"fingerprints": fingerprints, "history": history}, indent=1) + "\n")
+        _write(this.workdir / "params.txt", run.parameter_table(this))
+    return (
+        f"{config.model.name} with {tree.size(this.abstract_params):,} parameters, objective {config.objective.name}, {this.tokenizer.vocab_size:,} pieces, "
+        f"{config.train.steps:,} steps of {this.tokens_per_step():,} tokens on {this.layout.mesh.size} x {this.layout.mesh.devices.flat[0].device_kind}."
+    )
+
+
+def summary(this: Run, params: Any, evals: dict[str, float], seconds: float) -> str:
+    """What a person wants to know at the end of a run, on some lines."""
+    config, per_step = this.config, this.tokens_per_step()
+    lines = ["", f"Finished {config.model.name} / {config.objective.name} in {log.duration(seconds)}."]
+    lines.append(f"  parameters                {tree.size(this.abstract_params):,}")
+    lines.append(f"  tokens                    {config.train.steps * per_step:,} ({config.train.steps:,} steps of {per_step:,}, padding included)")
+    shown = {"loss": "{:.4f} nats a predicted token", "bits_per_byte": "{:.4f} of predicted text", "accuracy": "{:.3f}"}
+    for name in config.evals:
+        lines += [f"  {name + ' ' + metric.replace('_', ' '):<25} {text.format(evals[f'{name}/{metric}'])}" for metric, text in shown.items() if f"{name}/{metric}" in evals]
+    lines.append(sample(this, params))
+    lines.append(f"  written to                {this.workdir} (config.json, metrics.jsonl, params.txt, ckpt/{config.train.steps}, ...)")
+    lines.append(f"  evaluate again            ptm evaluate --workdir={this.workdir}")
+    return "\n".join(lines)

@@ -1,0 +1,15 @@
+"""Evaluation of a checkpoint, exactly as the training loop does it."""
+
+from typing import Any
+
+from ptm import run as run_lib
+
+
+def evaluate(spec: str) -> dict[str, Any]:
+    """Metrics of all evals of the run behind `ckpt:DIR[@STEP|@best|@ema]`, with the step that was read."""
+    run = run_lib.reopen(spec)
+    params, step = run_lib.load_params(spec, run)
+    metrics: dict[str, Any] = {"model": spec, "step": step}
+    for name in run.config.evals:
+        metrics |= run.evaluate(name, params)
+    return metrics

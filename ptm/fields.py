@@ -1,0 +1,131 @@
+"""How a config key is declared: `field(default, doc=...)` on a frozen dataclass, and the checks that follow from it.
+
+Every key of the project is declared once, with its default, unit, range and meaning, beside the code that reads it. This module is
+the lowest of the package: anything may import it.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Wrong usage or configuration: says what was given, what is allowed and what to do. The command line exits with 2 on it."""
+
+
+def field(
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple | None = None,
+) -> Any:
+    """A config key: its default (required if left out), unit, meaning, inclusive range and allowed values."""
+    meta = {"doc": doc, "unit": unit, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' for a misspelt word, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def lookup(table: dict[str, Any], name: str, what: str) -> Any:
+    """Entry `name` of one of the project's explicit tables; an unknown name prints the known ones."""
+    if name not in table:
+        raise ConfigError(f"unknown {what} '{name}'. Known: {', '.join(sorted(table))}.{nearest(name, table)}")
+    return table[name]
+
+
+def annotations(cls: type) -> dict[str, Any]:
+    """Resolved type of every key of a config dataclass, in the order of declaration."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def nullable(annotation: Any) -> bool:
+    """Whether null is a value of this type."""
+    return isinstance(annotation, types.UnionType) and type(None) in typing.get_args(annotation)
+
+
+def strip_null(annotation: Any) -> Any:
+    """The type without its null."""
+    if not nullable(annotation):
+        return annotation
+    return next(a for a in typing.get_args(annotation) if a is not type(None))
+
+
+def type_name(annotation: Any) -> str:
+    """A type as a user reads it: 'int', 'tuple of float', 'str or None'."""
+    if nullable(annotation):
+        return f"{type_name(strip_null(annotation))} or None"
+    if typing.get_origin(annotation) is tuple:
+        return f"tuple of {type_name(typing.get_args(annotation)[0])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def coerce(value: Any, annotation: Any, where: str) -> Any:
+    """`value` as `annotation`: int becomes float and list becomes tuple, nothing else is converted."""
+    if value is None and nullable(annotation):
+        return None
+    inner = strip_null(annotation)
+    if typing.get_origin(inner) is tuple and isinstance(value, list | tuple):
+        return tuple(coerce(v, typing.get_args(inner)[0], where) for v in value)
+    if inner is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(inner, type) and isinstance(value, inner) and not (inner is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}={value!r} has type {type(value).__name__}; allowed: {type_name(annotation)}.")
+
+
+def parse(text: str, annotation: Any, where: str) -> Any:
+    """The value that `text` from a command line stands for under `annotation`."""
+    if nullable(annotation) and text in ("None", "null"):
+        return None
+    inner = strip_null(annotation)
+    if typing.get_origin(inner) is tuple:
+        stripped = text.strip()
+        if stripped[:1] + stripped[-1:] in ("()", "[]"):
+            stripped = stripped[1:-1]
+        items = [item.strip() for item in stripped.split(",")]
+        if items and items[-1] == "":
+            items.pop()
+        return tuple(parse(item, typing.get_args(inner)[0], where) for item in items)
+    try:
+        if inner is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return inner(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where}={text} cannot be read; allowed: {type_name(annotation)}.") from None
+
+
+def check(config: Any, where: str) -> None:
+    """Holds every key of a config dataclass to its declared type, range and choices, then calls its own `check()` if it has one.
+
+    Raises ConfigError naming `where.key`, the value and what is allowed.
+    """
+    hints = annotations(type(config))
+    for f in dataclasses.fields(config):
+        key, value, meta = f"{where}.{f.name}" if where else f.name, getattr(config, f.name), f.metadata
+        if not meta:
+            continue
+        coerce(value, hints[f.name], key)
+        if value is None:
+            continue
+        low, high, choices = meta["low"], meta["high"], meta["choices"]
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, float) and item != item:
+                raise ConfigError(f"{key} is not a number (nan).")
+            if low is not None and item < low or high is not None and item > high:
+                span = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
+                raise ConfigError(f"{key}={value} is out of range; allowed: {span}{' ' + meta['unit'] if meta['unit'] else ''}. ({meta['doc']})")
+            if choices is not None and item not in choices:
+                raise ConfigError(f"{key}={value!r} is not allowed; allowed: {', '.join(map(str, choices))}.{nearest(str(item), map(str, choices))}")
+    if hasattr(config, "check"):
+        config.check(where)

@@ -1,0 +1,410 @@
+"""What a run writes while it goes on: rows of metrics and of clocks in the workdir, trackers, a progress line, throughput.
+
+metrics.jsonl holds deterministic values only, so that two equal runs write equal bytes; everything that a clock or a machine decides
+goes to timing.jsonl. Each line is one strict JSON object: `step` first, then sorted keys; floats as Python's repr, which reads back
+to the same bits; values that are not finite as the strings "nan", "inf" and "-inf".
+"""
+
+import importlib
+import json
+import math
+import numbers
+import os
+import re
+import resource
+import shutil
+import statistics
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Protocol, Self, TextIO
+
+import jax
+
+from ptm import fields
+from ptm.fields import ConfigError
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+NOT_FINITE = ("nan", "inf", "-inf")
+
+
+# Rows.
+
+
+def _number(value: Any) -> int | float:
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def row(step: int, values: Mapping[str, Any]) -> str:
+    """One line of a JSON lines file, without its end; values are numbers or anything that `float` takes."""
+    cells = {key: _number(values[key]) for key in sorted(values)}
+    return json.dumps({"step": int(step)} | {key: value if math.isfinite(value) else str(value) for key, value in cells.items()}, allow_nan=False)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        cells = json.loads(line)
+        return {key: float(value) if value in NOT_FINITE else value for key, value in cells.items()} if line.endswith("\n") else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """Rows of a JSON lines file, not-finite values as floats again; a line that a crash tore is left out, a missing file is empty."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [cells for cells in map(_parse, file) if cells is not None]
+
+
+def truncate(path: str, step: int) -> None:
+    """Drops the rows of a JSON lines file after `step`, and torn lines, in one atomic replacement; the other bytes stay as they are."""
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        kept = [line for line in file if (cells := _parse(line)) is not None and cells["step"] <= step]
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".tmp", path)
+
+
+# Trackers. Each takes (workdir, name=, config=, resume_step=), where resume_step is None for a run that starts.
+
+
+class Writer(Protocol):
+    """Where rows go besides the JSON lines: `write` one row, `flush` to disk, `close` at the end."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _import(module: str, *, writer: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"log.writers: '{writer}' needs the package {module} ({error}). Install it: pip install '{install}'.") from None
+
+
+class TensorBoard:
+    """Event files in WORKDIR/tb, written by tensorboardX; on resume the later events are marked as purged."""
+
+    def __init__(self, workdir: str, *, name: str, config: Mapping[str, Any], resume_step: int | None) -> None:
+        module = _import("tensorboardX", writer="tensorboard", install="tensorboardX")
+        folder = os.path.join(workdir, "tb")
+        if resume_step is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        # File names have a resolution of a second, and an existing file would be overwritten.
+        suffix = "." + uuid.uuid4().hex[:8]
+        self._writer = module.SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1, filename_suffix=suffix)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Run:
+    """A tracker's run whose own thread writes and knows no flush."""
+
+    _run: Any
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Wandb(_Run):
+    """A Weights & Biases run, found again through WORKDIR/wandb_id; WANDB_MODE=offline needs no network, WANDB_PROJECT names the project."""
+
+    def __init__(self, workdir: str, *, name: str, config: Mapping[str, Any], resume_step: int | None) -> None:
+        module = _import("wandb", writer="wandb", install="ptm[wandb]")
+        path = os.path.join(workdir, "wandb_id")
+        if resume_step is None or not os.path.exists(path):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(uuid.uuid4().hex[:8])
+        with open(path, encoding="utf-8") as file:
+            run_id = file.read()
+        project = os.environ.get("WANDB_PROJECT", "ptm")
+        self._run = module.init(project=project, name=name, dir=workdir, id=run_id, resume="allow", config=dict(config))
+        # The tracker's own step refuses to go back, which a resumed run does.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+
+class Trackio(_Run):
+    """A trackio run named after the workdir, in trackio's own folder (TRACKIO_DIR)."""
+
+    def __init__(self, workdir: str, *, name: str, config: Mapping[str, Any], resume_step: int | None) -> None:
+        module = _import("trackio", writer="trackio", install="ptm[trackio]")
+        self._run = module.init(project="ptm", name=name, config=dict(config), resume="never" if resume_step is None else "allow", embed=False)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+
+WRITERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+
+
+class Log:
+    """The rows of one run, in WORKDIR/metrics.jsonl, WORKDIR/timing.jsonl and the named `writers`.
+
+    `resume_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts anew: all are dropped.
+    With `primary` off (every process but the first) nothing is opened and nothing written.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        writers: tuple[str, ...] = (),
+        resume_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        primary: bool = True,
+    ) -> None:
+        classes = [fields.lookup(WRITERS, name, "log.writers") for name in writers]
+        self._paths: dict[str, str] = {}
+        self._writers: list[Writer] = []
+        if not primary:
+            return
+        os.makedirs(workdir, exist_ok=True)
+        name = os.path.basename(os.path.abspath(workdir))
+        # Writers first: a missing package must not cost rows.
+        self._writers = [cls(workdir, name=name, config=config or {}, resume_step=resume_step) for cls in classes]
+        self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING)}
+        for path in self._paths.values():
+            truncate(path, -1 if resume_step is None else resume_step)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a row of deterministic values, known after `step` updates."""
+        self._write(METRICS, row(step, values))
+        for writer in self._writers:
+            writer.write(step, {key: _number(value) for key, value in values.items()})
+
+    def timing(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a row of clocks, throughput, compile events, memory, and `time`, seconds since 1970; trackers get it as 'timing/KEY'."""
+        self._write(TIMING, row(step, {"time": time.time(), **values}))
+        for writer in self._writers:
+            writer.write(step, {f"timing/{key}": _number(value) for key, value in values.items()})
+
+    def _write(self, name: str, line: str) -> None:
+        if name in self._paths:
+            with open(self._paths[name], "a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
+
+    def flush(self) -> None:
+        """Returns when all rows are on disk: call it before a checkpoint commits."""
+        for path in self._paths.values():
+            with open(path, "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Flushes all and closes the trackers; nothing is written after it, and a second call does nothing."""
+        self.flush()
+        for writer in self._writers:
+            writer.close()
+        self._paths, self._writers = {}, []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# Terminal.
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: '850 ms', '12.3 s', '3m 05s', '2h 07m', '4d 03h'."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, smaller, small_name in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m")):
+        if whole >= unit:
+            return f"{whole // unit}{name} {whole % unit // smaller:02d}{small_name}"
+    return f"{whole // 60}m {whole % 60:02d}s"
+
+
+def count(number: float) -> str:
+    """A number to three digits with its unit: '999', '1.23k', '45.6M', '1.3T'."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}" if unit or number != round(number) else f"{number:.0f}"
+        number /= 1000
+    return f"{number:.3g}P"
+
+
+def progress_line(step: int, *, steps: int, loss: float | None = None, tokens_per_second: float | None = None, seconds_left: float | None = None) -> str:
+    """The text of one progress report; what is None is left out."""
+    parts = [f"step {step:,}/{steps:,} ({100 * step / steps:.0f} %)"]
+    if loss is not None:
+        parts.append(f"loss {loss:.4f}")
+    if tokens_per_second is not None:
+        parts.append(f"{count(tokens_per_second)} tokens/s")
+    if seconds_left is not None:
+        parts.append(f"{duration(seconds_left)} left")
+    return "  ".join(parts)
+
+
+class Progress:
+    """Progress on `stream` (stderr): one line that is rewritten on a terminal, else a plain line every `every` seconds and for the last step."""
+
+    def __init__(self, steps: int, *, stream: TextIO | None = None, every: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._stream, self._clock = steps, stream or sys.stderr, clock
+        self._live = self._stream.isatty()
+        self._every = 0.1 if self._live else every
+        self._last = -math.inf
+        self._open = False
+
+    def update(self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None, step_time: float | None = None) -> None:
+        """Reports `step` of the run, unless the last report is too fresh; `step_time` in seconds gives the time left."""
+        now = self._clock()
+        if now - self._last < self._every and step < self._steps:
+            return
+        self._last = now
+        left = None if step_time is None else step_time * (self._steps - step)
+        line = progress_line(step, steps=self._steps, loss=loss, tokens_per_second=tokens_per_second, seconds_left=left)
+        if self._live:
+            # A line that wraps could not be rewritten.
+            self._stream.write("\r" + line[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+        self._open = self._live
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own; the live line comes back with the next update."""
+        self._stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self._stream.flush()
+        self._open = False
+
+    def close(self) -> None:
+        """Leaves the live line on the screen and ends it."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+        self._open = False
+
+
+# Throughput.
+
+
+class StepTimer:
+    """Seconds a step takes, as the median over a window, from the moments at which the host knows a step to be finished.
+
+    Dispatching a step returns long before it is done, so the time between dispatches means nothing by itself. The loop calls `mark`
+    where it reads the metrics of a step anyway, every step or every few; this adds no wait of its own.
+    """
+
+    def __init__(self, *, window: int = 32, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._times: deque[float] = deque(maxlen=window)
+        self._clock = clock
+        self._last: tuple[int, float] | None = None
+
+    def mark(self, step: int) -> None:
+        """Says that `step` has finished now. The first mark, and the first after a pause, only start the clock."""
+        now = self._clock()
+        if self._last is not None and step > self._last[0]:
+            self._times.append((now - self._last[1]) / (step - self._last[0]))
+        self._last = (step, now)
+
+    def pause(self) -> None:
+        """Leaves out the time until the next mark: evaluation, checkpoint, a new compilation."""
+        self._last = None
+
+    @property
+    def step_time(self) -> float | None:
+        """Median seconds of a step; None before two marks."""
+        return statistics.median(self._times) if self._times else None
+
+
+MFU = (
+    "MFU = model FLOPs per second / (dense bf16 peak of a device * devices). Model FLOPs of a training step = 3 * those of the forward pass, "
+    "2 for each multiply-add of the matrix products, recomputation not counted (Chowdhery et al. 2022, PaLM, appendix B)."
+)
+
+# Dense bf16 FLOPs per second of one device, by jax's device_kind. Sources: Google Cloud TPU system architecture pages (v4, v5e, v5p,
+# v6e); NVIDIA data sheets of A100, H100 SXM and H200 SXM (halved where they count sparsity).
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5e|TPU v5 lite": 197e12,
+    "TPU v5p|TPU v5": 459e12,
+    "TPU v6e|TPU v6 lite": 918e12,
+    "NVIDIA A100.*": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 peak of one device in FLOPs per second; None for a device that PEAKS does not know."""
+    return next((peak for kind, peak in PEAKS.items() if re.fullmatch(kind, device_kind)), None)
+
+
+def throughput(step_time: float, *, tokens: float, forward_flops: float, device_kind: str, devices: int) -> dict[str, float]:
+    """Timing row of training steps of `step_time` seconds on `tokens` tokens and `forward_flops` (whole batch, forward pass; see MFU).
+
+    Keys: step_time, tokens_per_second, model_flops_per_second, and mfu where the device's peak is known.
+    """
+    values = {"step_time": step_time, "tokens_per_second": tokens / step_time, "model_flops_per_second": 3.0 * forward_flops / step_time}
+    peak = peak_flops(device_kind)
+    return values if peak is None else values | {"mfu": values["model_flops_per_second"] / (peak * devices)}
+
+
+def memory() -> dict[str, int]:
+    """Peak bytes so far: of the fullest local device (where its backend counts them) and of this process on the host."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    values = {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    return values | ({"device_peak_bytes": max(peaks)} if peaks else {})
+
+
+class CompileEvents:
+    """Counts compilations, their seconds and the persistent cache's hits and misses in this process, from creation to `close`."""
+
+    def __init__(self) -> None:
+        self._compiles, self._seconds, self._asked, self._hits = 0, 0.0, 0, 0
+        jax.monitoring.register_event_listener(self._event)
+        jax.monitoring.register_event_duration_secs_listener(self._duration)
+
+    def _event(self, event: str, **_: str | int) -> None:
+        self._asked += event == "/jax/compilation_cache/compile_requests_use_cache"
+        self._hits += event == "/jax/compilation_cache/cache_hits"
+
+    def _duration(self, event: str, seconds: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self._compiles += 1
+            self._seconds += seconds
+
+    def totals(self) -> dict[str, float]:
+        """compiles and compile_seconds (XLA's part, loads from the cache included), cache_hits, cache_misses (asked for and not found)."""
+        # jax's own event of a miss is sent only if the result is worth storing.
+        misses = self._asked - self._hits
+        return {"compiles": self._compiles, "compile_seconds": self._seconds, "cache_hits": self._hits, "cache_misses": misses}
+
+    def close(self) -> None:
+        """Stops counting."""
+        jax.monitoring.unregister_event_listener(self._event)
+        jax.monitoring.unregister_event_duration_listener(self._duration)

@@ -1,0 +1,75 @@
+"""The families, and the pure functions of a model that everything above works with."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ptm.models import bert, gpt, t5
+from ptm.nn.context import Context
+from ptm.nn.stack import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A row of MODELS: the config dataclass, the module and the published sizes (overrides of the config)."""
+
+    config: type
+    module: type[nn.Module]
+    sizes: dict[str, dict[str, Any]]
+
+
+MODELS: dict[str, Family] = {
+    "gpt": Family(gpt.Config, gpt.GPT, gpt.SIZES),
+    "bert": Family(bert.BertConfig, bert.Bert, bert.SIZES),
+    "t5": Family(t5.Config, t5.T5, t5.SIZES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A module as pure functions of its parameters (nested plain dicts)."""
+
+    module: nn.Module
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    def init(self, rng: jax.Array, lengths: dict[str, int]) -> dict[str, Any]:
+        """Fresh parameters, float32; `lengths` are the dimensions of a row."""
+        batch = {name: jnp.ones((1, lengths["L"]), jnp.int32) for name in ("tokens_BL", "segments_BL")} | {"positions_BL": jnp.zeros((1, lengths["L"]), jnp.int32)}
+        if "I" in lengths:
+            batch |= {name: jnp.ones((1, lengths["I"]), jnp.int32) for name in ("inputs_BI", "input_segments_BI")}
+        return self.module.init(rng, batch, method="touch")["params"]
+
+    def _apply(self, params: Any, *args: Any, method: str | None = None, rng: jax.Array | None = None, **kwargs: Any) -> Any:
+        return self.module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng}, **kwargs)
+
+    def hidden(self, params: Any, batch: dict[str, jax.Array], *, mask: str, train: bool = False, rng: jax.Array | None = None, cache: Any = None) -> Output:
+        """Last hidden states of a batch under a kind of mask; `rng` drives dropout when `train`."""
+        extra = {} if cache is None else {"cache": cache}
+        return self._apply(params, batch, mask=mask, train=train, rng=rng, **extra)
+
+    def encode(self, params: Any, batch: dict[str, jax.Array]) -> Output:
+        """Hidden states of an encoder-decoder's encoder."""
+        return self._apply(params, batch, method="encode")
+
+    def decode(self, params: Any, batch: dict[str, jax.Array], encoded: Output, *, cache: Any = None) -> Output:
+        """Hidden states of an encoder-decoder's decoder."""
+        return self._apply(params, batch, encoded, method="decode", cache=cache)
+
+    def logits(self, params: Any, hidden: jax.Array, *, head: str) -> jax.Array:
+        """Output of a head for hidden states."""
+        return self._apply(params, hidden, head, method="logits")
+
+    def empty_cache(self, *, rows: int, length: int) -> Any:
+        """A cache for decoding up to `length` tokens of `rows` rows."""
+        return self.module.empty_cache(rows, length)
+
+
+def make(config: Any, *, context: Context, heads: tuple[str, ...]) -> Model:
+    """The model of a family's config with the heads that an objective declares."""
+    return Model(MODELS[config.name].module(config, context, heads))

@@ -1,0 +1,112 @@
+"""BERT (Devlin et al. 2019): a post-norm encoder with learned positions, segment types, pooler and a tied MLM head."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ptm.fields import ConfigError, field
+from ptm.nn.block import BlockConfig, block_flops
+from ptm.nn.context import Context
+from ptm.nn.embed import Embed
+from ptm.nn.heads import MLMHead, Pooler
+from ptm.nn.masks import self_mask
+from ptm.nn.mlp import ACTIVATIONS
+from ptm.nn.norm import Norm
+from ptm.nn.stack import Output, Stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Shape of a BERT model."""
+
+    name: ClassVar[str] = "bert"
+    kind: ClassVar[str] = "encoder"
+
+    vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
+    num_layers: int = field(12, low=1, doc="Layers.")
+    width: int = field(768, low=1, doc="Width of the residual stream.")
+    num_heads: int = field(12, low=1, doc="Attention heads; divides width.")
+    mlp_width: int | None = field(None, low=1, doc="Width of the feed-forward; None = 4 x width.")
+    max_length: int = field(512, low=1, unit="tokens", doc="Rows of the position table.")
+    num_types: int = field(2, low=1, doc="Rows of the segment-type table.")
+    activation: str = field("gelu", choices=tuple(ACTIVATIONS), doc="Activation of the feed-forward and the MLM head.")
+    norm_eps: float = field(1e-12, low=0.0, doc="Added to variances.")
+    dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of embeddings and sublayers.")
+    attention_dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of attention weights.")
+    init_std: float = field(0.02, low=0.0, doc="Standard deviation of initial kernels and tables.")
+
+    def check(self, where: str) -> None:
+        if self.width % self.num_heads:
+            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}.")
+
+    def block(self) -> BlockConfig:
+        std, head_dim = self.init_std, self.width // self.num_heads
+        return BlockConfig(
+            width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width or 4 * self.width, prenorm=False,
+            norm_eps=self.norm_eps, activation=self.activation, scale=head_dim**-0.5, dropout=self.dropout,
+            attention_dropout=self.attention_dropout, query_std=std, key_std=std, attention_out_std=std, mlp_in_std=std, mlp_out_std=std,
+        )  # fmt: skip
+
+    def forward_flops(self, lengths: dict[str, int], positions: int) -> float:
+        """FLOPs of one row's forward pass, with the MLM head at `positions` positions."""
+        length = lengths["L"]
+        head = 2 * positions * self.width * (self.width + self.vocab_size)
+        return self.num_layers * block_flops(self.block(), length=length, keys=length) + head
+
+
+# Devlin et al. 2019, section 3; the smaller ones from Turc et al. 2019, table 1.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_layers": 2, "width": 128, "num_heads": 2},
+    "mini": {"num_layers": 4, "width": 256, "num_heads": 4},
+    "small": {"num_layers": 4, "width": 512, "num_heads": 8},
+    "medium": {"num_layers": 8, "width": 512, "num_heads": 8},
+    "base": {"num_layers": 12, "width": 768, "num_heads": 12},
+    "large": {"num_layers": 24, "width": 1024, "num_heads": 16},
+}
+
+
+class Bert(nn.Module):
+    """tokens_BL (and types_BL) -> hidden_BLD; head `mlm`: logits [..., V]; head `pooled`: [B, D]."""
+
+    config: BertConfig
+    context: Context
+    heads: tuple[str, ...]
+
+    def setup(self) -> None:
+        c = self.config
+        self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
+        self.position_embed = Embed(self.context, c.max_length, c.width, c.init_std)
+        self.type_embed = Embed(self.context, c.num_types, c.width, c.init_std)
+        self.embed_norm = Norm("layer", c.norm_eps)
+        self.embed_dropout = nn.Dropout(c.dropout)
+        self.encoder = Stack(c.block(), self.context, c.num_layers)
+        if "mlm" in self.heads:
+            self.mlm_head = MLMHead(self.context, c.width, c.vocab_size, c.activation, c.norm_eps, c.init_std)
+        if "pooled" in self.heads:
+            self.pooler = Pooler(self.context, c.width, c.init_std)
+
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", train: bool = False) -> Output:
+        """Hidden states of a batch; a batch without types_BL is all of type 0."""
+        tokens_BL = batch["tokens_BL"]
+        types_BL = batch["types_BL"] if "types_BL" in batch else jnp.zeros_like(tokens_BL)
+        x_BLD = self.token_embed(tokens_BL) + self.position_embed(batch["positions_BL"]) + self.type_embed(types_BL)
+        x_BLD = self.embed_dropout(self.embed_norm(x_BLD), deterministic=not train)
+        return self.encoder(x_BLD, mask=self_mask(mask, batch["segments_BL"]), train=train)
+
+    def logits(self, hidden: jax.Array, head: str = "mlm") -> jax.Array:
+        """`mlm`: logits [..., V] of hidden states [..., D]; `pooled`: the pooler's [B, D] of hidden_BLD."""
+        assert head in ("mlm", "pooled"), head
+        return self.mlm_head(hidden, self.token_embed) if head == "mlm" else self.pooler(hidden)
+
+    def touch(self, batch: dict[str, jax.Array]) -> None:
+        """Runs every part once, so that `init` makes all parameters."""
+        hidden_BLD = self(batch).hidden_BLD
+        for head in self.heads:
+            self.logits(hidden_BLD[:, :1], head)
+
+
+

@@ -1,0 +1,166 @@
+"""Meshes and the two tables that decide how every array of a run lies on the devices.
+
+AXES names the dimensions of each parameter in words; RULES maps words to mesh axes, in one column for parameters (and what follows
+them: gradients, optimizer state, averages) and one for activations. Model code only names dimensions, through `Layout.constrain`.
+Steps run under `jax.jit` with NamedSharding, which is what pjit became; `jax.pmap` is itself jit of shard_map in current JAX.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ptm import config as config_lib
+from ptm import fields, tree
+from ptm.fields import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+# Parameter path (whole, without the leading layer dimension of stacked layers) -> words for its dimensions. Exactly one row must match.
+AXES: dict[str, str] = {
+    r"(.*/)?token_embed/embedding": "vocab embed",
+    r"(.*/)?position_embed/embedding": "positions embed",
+    r"(.*/)?type_embed/embedding": "types embed",
+    r"(.*/)?relative_bias/embedding": "buckets heads",
+    r".*/(query|key|value)/kernel": "embed heads head_dim",
+    r".*/(query|key|value)/bias": "heads head_dim",
+    r".*/out/kernel": "heads head_dim embed",
+    r".*/out/bias": "embed",
+    r".*/(wi|gate)/kernel": "embed mlp",
+    r".*/(wi|gate)/bias": "mlp",
+    r".*/wo/kernel": "mlp embed",
+    r".*/wo/bias": "embed",
+    r".*norm/(scale|bias)": "embed",
+    r".*dense/kernel": "embed embed_out",
+    r".*dense/bias": "embed_out",
+    r"lm_head/kernel": "embed vocab",
+    r"(lm|mlm)_head/bias": "vocab",
+}
+
+_BATCH = ("data", "fsdp")
+_TENSOR = {"heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+_ACTIVATIONS = {"batch": _BATCH, "length": "sequence", "residual_length": "sequence"}
+
+# Preset -> (parameters, activations): word -> mesh axis or axes. Words that are missing are not split. The residual stream has words of
+# its own: replicated over `tensor` it would take most of the memory of a tensor-parallel run.
+RULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dp": ({}, {"batch": _BATCH}),
+    "fsdp": ({"embed": "fsdp"}, _ACTIVATIONS),
+    "tp": (_TENSOR, {**_ACTIVATIONS, **_TENSOR, "residual": "tensor"}),
+    "fsdp+tp": ({"embed": "fsdp", **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual": "tensor"}),
+    "sp": ({"embed": "fsdp", **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual_length": ("sequence", "tensor")}),
+}
+
+
+def _axes_of(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and a row of RULES: where parameters and activations lie."""
+
+    mesh: Mesh
+    preset: str
+
+    def _spec(self, words: tuple[str | None, ...], column: int) -> PartitionSpec:
+        rules = RULES[self.preset][column]
+        return PartitionSpec(*(rules[word] if word in rules else None for word in words))
+
+    def constrain(self, x: jax.Array, *words: str | None) -> jax.Array:
+        """`x` with its dimensions split as the activation rules say of `words` (None = not split)."""
+        assert x.ndim == len(words), (x.shape, words)
+        if self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(words, 1)))
+
+    def batch(self) -> NamedSharding:
+        """Sharding of batch arrays: rows over (data, fsdp)."""
+        return NamedSharding(self.mesh, PartitionSpec(_BATCH))
+
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """How the parameter at `path` lies. Raises ConfigError where a dimension cannot be split."""
+        words = axes_words(path)
+        spec = self._spec(words, 0)
+        for size, word, entry in zip(shape, words, spec, strict=True):
+            parts = int(np.prod([self.mesh.shape[axis] for axis in _axes_of(entry)], dtype=int))
+            if size % parts:
+                fits = [n for n in range(1, 2 * parts + 1) if size % n == 0][-4:]
+                down, up = size // parts * parts, -(-size // parts) * parts
+                raise ConfigError(
+                    f"parameter {path}: dimension '{word}' of size {size} cannot be split over mesh axis '{entry}' of size {parts}. "
+                    f"Axis sizes that fit: {fits}; dimension sizes that fit: {f'{down} or ' if down else ''}{up}."
+                )
+        return NamedSharding(self.mesh, spec)
+
+    def parameters(self, params: Any) -> Any:
+        """The tree of NamedShardings of a parameter tree (arrays or shapes)."""
+        return tree.map_paths(lambda path, leaf: self.parameter(path, leaf.shape), params)
+
+    def follow(self, path: str | None, leaf: Any) -> NamedSharding:
+        """How a leaf of the training state lies that belongs to the parameter at `path`: like it, but for dimensions that were reduced to 1."""
+        if path is None:
+            return self.replicated()
+        spec = self._spec(axes_words(path), 0)
+        return NamedSharding(self.mesh, PartitionSpec(*(None if size == 1 else entry for size, entry in zip(leaf.shape, spec, strict=True))))
+
+
+def axes_words(path: str) -> tuple[str, ...]:
+    """Words of the dimensions of the parameter at `path`; asserts that exactly one row of AXES matches."""
+    rows = [words for pattern, words in AXES.items() if re.fullmatch(pattern, path)]
+    assert len(rows) == 1, f"parameter {path} matches {len(rows)} rows of parallel.AXES; it must match exactly one"
+    return (("layers",) if tree.stacked(path) else ()) + tuple(rows[0].split())
+
+
+def make_layout(mesh: config_lib.Mesh, *, devices: list | None = None) -> Layout:
+    """The mesh that a config asks for over `devices` (default: all). Raises ConfigError if the sizes do not multiply to their number."""
+    fields.lookup(RULES, mesh.preset, "mesh.preset")
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(devices) % fixed or not free and fixed != len(devices):
+        raise ConfigError(f"mesh sizes {sizes} do not multiply to {len(devices)} devices; set one axis to -1 or change --config.mesh.AXIS.")
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    # Auto axes: linen's layers have no way to say how their outputs lie, so the partitioner decides between our constraints.
+    array = np.asarray(devices).reshape(tuple(sizes.values()))
+    return Layout(Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)), mesh.preset)
+
+
+def check_batch(layout: Layout, batch_size: int, where: str) -> None:
+    """Raises ConfigError unless `batch_size` rows can be split over the mesh's data and fsdp axes."""
+    parts = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+    if batch_size % parts:
+        near = (batch_size // parts * parts, -(-batch_size // parts) * parts)
+        raise ConfigError(
+            f"{where}={batch_size} rows cannot be split over mesh axes data x fsdp = {parts} devices; sizes that fit: {near[0] or near[1]} or {near[1]}."
+        )
+
+
+def local_rows(layout: Layout, batch_size: int) -> list[int]:
+    """Rows of a global batch that this process must supply, ascending."""
+    indices = layout.batch().addressable_devices_indices_map((batch_size,))
+    return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_size))})
+
+
+def to_device(batch: dict[str, np.ndarray], layout: Layout, *, batch_size: int, rows: list[int]) -> dict[str, jax.Array]:
+    """Global arrays [batch_size, ...] from this process's `rows` of a batch."""
+    sharding = layout.batch()
+    if len(rows) == batch_size:
+        return jax.device_put(batch, sharding)
+    place = {row: n for n, row in enumerate(rows)}
+
+    def fetch(array: np.ndarray) -> jax.Array:
+        def rows_of(index: tuple[slice, ...]) -> np.ndarray:
+            return array[[place[row] for row in range(*index[0].indices(batch_size))]]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, rows_of)
+
+    return {name: fetch(array) for name, array in batch.items()}

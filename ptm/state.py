@@ -1,0 +1,175 @@
+"""The state of training as one plain tree, and the pure functions that move it: one step, one evaluation batch.
+
+A state is a dict with `step` (int32), `params`, `opt_state`, `carry` (memory between batches, or absent), and, where the config asks for
+them, `ema` (averaged parameters) and `window` (what spikes are judged by). Randomness is fold_in(seed, step) and never stored.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ptm import tree
+from ptm.config import Train
+from ptm.models import Model
+from ptm.objectives.protocol import Aux, Batch, Objective
+
+State = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+def make(params: Any, transform: optax.GradientTransformation, train: Train) -> State:
+    """The state before the first step."""
+    state = {"step": jnp.int32(0), "params": params, "opt_state": transform.init(params)}
+    if train.ema_decay is not None:
+        state["ema"] = jax.tree.map(jnp.array, params)
+    if train.skip_sigma is not None:
+        zeros = jnp.zeros((train.skip_window,), jnp.float32)
+        state["window"] = {"loss": zeros, "norm": zeros, "count": jnp.int32(0), "skipped": jnp.int32(0)}
+    return state
+
+
+def safe_ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """total / weight, 0 where the weight is 0."""
+    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+
+def weighted_sum(objective: Objective, totals: dict[str, jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
+    """The loss: sum over terms of coefficient * total / weight."""
+    return sum(c * safe_ratio(totals[term], weights[term]) for term, c in objective.coefficients.items())
+
+
+def _merge(a: tuple[dict, Aux], b: tuple[dict, Aux]) -> tuple[dict, Aux]:
+    """Adds up totals and ratios, keeps the larger maxima."""
+    (totals, aux), (more, other) = a, b
+    maxima = jax.tree.map(jnp.maximum, aux.maxima, other.maxima)
+    return jax.tree.map(jnp.add, totals, more), Aux(ratios=jax.tree.map(jnp.add, aux.ratios, other.ratios), maxima=maxima)
+
+
+def gradients(
+    model: Model, objective: Objective, params: Any, batch: Batch, *, microbatches: int, rng: jax.Array | None, carry: Any, train: bool = True
+) -> tuple[jax.Array, Any, tuple[dict[str, jax.Array], dict[str, jax.Array], Aux], Any]:
+    """(loss, gradient, (totals, weights, aux), carry) of a whole batch, computed in `microbatches` parts one after the other.
+
+    The weights of the terms are those of the whole batch, so any number of parts gives the same loss and gradient.
+    """
+    weights = objective.weights(batch)
+
+    def part_loss(params: Any, part: Batch, rng: jax.Array | None, carry: Any) -> tuple[jax.Array, Any]:
+        totals, aux, carry = objective.loss(model, params, part, rng=rng, carry=carry, train=train)
+        return weighted_sum(objective, totals, weights), (totals, aux, carry)
+
+    grad = jax.value_and_grad(part_loss, has_aux=True)
+    if microbatches == 1:
+        (loss, (totals, aux, carry)), grads = grad(params, batch, rng, carry)
+        return loss, grads, (totals, weights, aux), carry
+
+    layout = model.module.context.layout
+
+    def split(x: jax.Array) -> jax.Array:
+        # Row r goes to part r % microbatches: every device keeps an equal share of its rows in each part.
+        parts = jnp.moveaxis(x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]), 1, 0)
+        return layout.constrain(parts, None, "batch", *(None,) * (parts.ndim - 2))
+
+    def body(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
+        loss, grads, sums, carry = total
+        number, part = item
+        part_rng = None if rng is None else jax.random.fold_in(rng, number)
+        (part_value, (totals, aux, carry)), part_grads = grad(params, part, part_rng, carry)
+        return (loss + part_value, jax.tree.map(jnp.add, grads, part_grads), _merge(sums, (totals, aux)), carry), None
+
+    parts = jax.tree.map(split, batch)
+    (_, (totals, aux, _)), _ = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), rng, carry)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
+    start_aux = Aux(ratios=zeros(aux.ratios), maxima=jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), aux.maxima))
+    start = (jnp.float32(0), zeros(params), (zeros(totals), start_aux), carry)
+    (loss, grads, (totals, aux), carry), _ = jax.lax.scan(body, start, (jnp.arange(microbatches), parts))
+    return loss, grads, (totals, weights, aux), carry
+
+
+def _group_norms(values: Any) -> dict[str, jax.Array]:
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in tree.paths(values).items():
+        name = tree.group(path)
+        squares[name] = squares.get(name, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    return {name: jnp.sqrt(square) for name, square in squares.items()}
+
+
+def _is_spike(window: dict[str, jax.Array], loss: jax.Array, norm: jax.Array, sigma: float) -> jax.Array:
+    """Whether loss or norm lies more than `sigma` deviations above the mean of a full window."""
+
+    def beyond(values: jax.Array, value: jax.Array) -> jax.Array:
+        return value > jnp.mean(values) + sigma * jnp.std(values)
+
+    full = window["count"] >= window["loss"].shape[0]
+    return full & (beyond(window["loss"], loss) | beyond(window["norm"], norm))
+
+
+def _slide(window: dict[str, jax.Array], loss: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+    index = window["count"] % window["loss"].shape[0]
+    return window | {"loss": window["loss"].at[index].set(loss), "norm": window["norm"].at[index].set(norm), "count": window["count"] + 1}
+
+
+def _padding_share(batch: Batch) -> jax.Array:
+    segments = [batch[name] for name in ("segments_BL", "input_segments_BI") if name in batch]
+    return sum(jnp.sum(s == 0) for s in segments) / sum(s.size for s in segments)
+
+
+def train_step(
+    state: State, batch: Batch, *, model: Model, objective: Objective, transform: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array], train: Train, seed: int, norms: bool,
+) -> tuple[State, Metrics]:  # fmt: skip
+    """One step: gradient of the batch, update, metrics. A step whose loss or gradient is not finite, or a spike, changes no parameter.
+
+    Metrics are scalars but for `nonfinite`: one flag per parameter group in the order of `group_names`.
+    """
+    params = state["params"]
+    rng = jax.random.fold_in(jax.random.key(seed), state["step"])
+    loss, grads, (totals, weights, aux), carry = gradients(
+        model, objective, params, batch, microbatches=train.microbatches, rng=rng, carry=state.get("carry")
+    )
+    grad_norms = _group_norms(grads)
+    grad_norm = jnp.sqrt(sum(jnp.square(norm) for norm in grad_norms.values()))
+    accepted = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if train.skip_sigma is not None:
+        accepted &= ~_is_spike(state["window"], loss, grad_norm, train.skip_sigma)
+    updates, opt_state = transform.update(grads, state["opt_state"], params)
+
+    def choose(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+
+    new_params = optax.apply_updates(params, updates)
+    new = {"step": state["step"] + 1, "params": choose(new_params, params), "opt_state": choose(opt_state, state["opt_state"])}
+    if "ema" in state:
+        new["ema"] = jax.tree.map(lambda average, p: average + (1 - train.ema_decay) * (p - average), state["ema"], new["params"])
+    if "window" in state:
+        slid = choose(_slide(state["window"], loss, grad_norm), state["window"])
+        new["window"] = slid | {"skipped": state["window"]["skipped"] + ~accepted}
+    if "carry" in state:
+        new["carry"] = carry
+
+    # The optimizer does not count skipped steps, and its schedule neither.
+    counted = state["step"] - (state["window"]["skipped"] if "window" in state else 0)
+    metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate(counted), "padding_share": _padding_share(batch)}
+    metrics |= {f"loss/{term}": safe_ratio(totals[term], weights[term]) for term in totals if len(totals) > 1}
+    metrics |= {name: safe_ratio(*pair) for name, pair in aux.ratios.items()} | aux.maxima
+    if norms:
+        groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}
+        metrics |= {f"{kind}/{name}": norm for kind, table in groups.items() for name, norm in table.items()}
+    metrics["accepted"] = accepted
+    metrics["nonfinite"] = jnp.stack([~jnp.isfinite(norm) for norm in grad_norms.values()])
+    return new, metrics
+
+
+def group_names(params: Any) -> list[str]:
+    """Parameter groups in the order of the metric `nonfinite`."""
+    return list(dict.fromkeys(tree.group(path) for path in tree.paths(params)))
+
+
+def eval_step(params: Any, batch: Batch, *, model: Model, objective: Objective) -> tuple[dict, dict, Aux]:
+    """(totals, weights, aux) of a batch without dropout: sums, for the caller to add up."""
+    totals, aux, _ = objective.loss(model, params, batch, rng=None, carry=None, train=False)
+    return totals, objective.weights(batch), aux

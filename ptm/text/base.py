@@ -1,0 +1,225 @@
+"""What every tokenizer is: ids of its special pieces, the bytes that each id stands for, and the way to disk and back.
+
+A kind says how its vocabulary files turn into pieces and how text turns into ids; all else follows here from one table, the UTF-8
+bytes that each id stands for, so that decoding, word starts and bits per byte agree with each other by construction.
+"""
+
+import abc
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from ptm.fields import ConfigError
+
+META = "meta.json"
+FORMAT = 1
+# Published names of each role, in order of preference.
+ROLES = {
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<s>",),
+    "eos": ("</s>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+    "cls": ("<cls>", "[CLS]"),
+    "sep": ("<sep>", "[SEP]"),
+}
+# Special pieces of a vocabulary that is made here, in the order of their ids; pad, eos, unk as in T5 and ByT5.
+SPECIALS = ("<pad>", "</s>", "<unk>", "<s>", "<mask>", "<cls>", "<sep>")
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
+# Ideographs as BERT's tokenizer lists them, and the punctuation and full-width forms that are set among them.
+CJK = (
+    (0x3001, 0x303F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF01, 0xFF65), (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+WHITESPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
+
+
+def is_cjk(code_points: np.ndarray) -> np.ndarray:
+    """Which code points are Chinese characters or stand among them."""
+    return np.any([(code_points >= low) & (code_points <= high) for low, high in CJK], axis=0)
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
+
+    `pad_id`, `bos_id`, `eos_id`, `unk_id`, `mask_id`, `cls_id`, `sep_id` are None where the vocabulary has no such piece (with <s>
+    and <mask> but no classifier piece, as in RoBERTa, <s> and </s> are also cls and sep). `sentinels` are the ids of <extra_id_0>,
+    <extra_id_1>, ...; those that are added to a vocabulary follow it in T5's order, <extra_id_0> last. `special_ids` are all
+    ids that stand for no text. `token_bytes` (int32 [vocab_size]) is the length in UTF-8 bytes of the text that an id stands for: 0 for
+    special ids, the space before a word counts 1, so that for lossless kinds (bytes, chars, bpe, sentencepiece trained here) the sum
+    over a text is its length; published sentencepiece models count one space before the text, WordPiece one before each word that is
+    not Chinese. `fingerprint` is the sha256 of all that determines ids: kind, options, vocabulary files.
+    """
+
+    kind: ClassVar[str]
+    files_needed: ClassVar[tuple[str, ...]]  # names of the vocabulary files in a folder
+    can_lowercase: ClassVar[bool] = False
+    space_leads: ClassVar[bool] = True  # a word's first token holds the space before it; else that space ends the word before
+
+    vocab_size: int
+    pad_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    mask_id: int | None
+    cls_id: int | None
+    sep_id: int | None
+    sentinels: tuple[int, ...]
+    special_ids: frozenset[int]
+    token_bytes: np.ndarray
+    fingerprint: str
+    lowercase: bool
+
+    def __init__(
+        self,
+        *,
+        files: dict[str, bytes],
+        lowercase: bool,
+        sentinels: int,
+        names: Sequence[str],
+        texts: Sequence[bytes],
+        controls: Iterable[int] = (),
+        strip_prefix: bool = False,
+    ):
+        """`names` and `texts` hold each id's readable name and bytes; `controls` are more ids without text; `strip_prefix`: decoding drops the first space."""
+        self.lowercase = lowercase
+        self._files, self._options = dict(files), {"lowercase": lowercase, "sentinels": sentinels}
+        self._names, self._strip_prefix = list(names), strip_prefix
+        ids = {name: i for i, name in reversed(list(enumerate(self._names)))}
+        self.sentinels = self._find_sentinels(sentinels)
+        role_ids = {role: next((ids[name] for name in known if name in ids), None) for role, known in ROLES.items()}
+        if role_ids["cls"] is None and role_ids["bos"] is not None and role_ids["mask"] is not None:
+            role_ids["cls"], role_ids["sep"] = role_ids["bos"], role_ids["eos"]
+        self.pad_id, self.bos_id, self.eos_id = role_ids["pad"], role_ids["bos"], role_ids["eos"]
+        self.unk_id, self.mask_id = role_ids["unk"], role_ids["mask"]
+        self.cls_id, self.sep_id = role_ids["cls"], role_ids["sep"]
+        self.special_ids = frozenset(i for i in role_ids.values() if i is not None) | frozenset(self.sentinels) | frozenset(controls)
+        self.vocab_size = len(self._names)
+
+        self._texts = [*texts, *[b""] * (self.vocab_size - len(texts))]
+        self._shown = list(self._texts)
+        named = {self.unk_id, self.mask_id, *self.sentinels}
+        for i in self.special_ids:
+            self._shown[i] = (self._texts[i] or self._names[i].encode()) if i in named else b""
+            self._texts[i] = b""
+        self.token_bytes = np.array([len(text) for text in self._texts], np.int32)
+        self._splits = np.zeros(self.vocab_size, bool)  # ids that are a word of their own
+        self._splits[list(self.special_ids - {self.unk_id})] = True
+        self.fingerprint = fingerprint_of(**self._identity())
+
+    def _find_sentinels(self, wanted: int) -> tuple[int, ...]:
+        found = sorted((int(match[1]), i) for i, name in enumerate(self._names) if (match := SENTINEL.fullmatch(name)))
+        if not found:
+            self._names += [f"<extra_id_{n}>" for n in reversed(range(wanted))]
+            return tuple(len(self._names) - 1 - n for n in range(wanted))
+        if wanted not in (0, len(found)):
+            raise ConfigError(f"sentinels={wanted}, but this vocabulary holds {len(found)} pieces <extra_id_N> of its own; give that number or 0.")
+        return tuple(i for _, i in found)
+
+    def _identity(self) -> dict:
+        return {"kind": self.kind, "options": self._options, "hashes": {name: hashlib.sha256(data).hexdigest() for name, data in self._files.items()}}
+
+    def _checked(self, ids: Iterable[int]) -> np.ndarray:
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+        if array.ndim != 1 or array.size and not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"ids have shape {array.shape} and type {array.dtype}; allowed: one row of integers.")
+        if array.size and not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise ValueError(f"ids run from {array.min()} to {array.max()}; allowed: 0 to {self.vocab_size - 1}.")
+        return array.astype(np.int64)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int, algorithm: str, lowercase: bool, specials: bool) -> dict[str, bytes]:
+        """Vocabulary files made from `texts`, the same each time. Raises ConfigError where `vocab_size` does not fit the text."""
+        raise ConfigError(f"tokenizer kind '{cls.kind}' cannot be trained; give path=, a folder that holds {', '.join(cls.files_needed)}.")
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids (int32) of a text, none added before or after it; the name of a special piece written out in the text is plain text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`: mask, unk and sentinels by their names, other special ids as nothing, bytes that are not UTF-8 as U+FFFD."""
+        text = b"".join([self._shown[i] for i in self._checked(ids)]).decode("utf-8", "replace")
+        return text[1:] if self._strip_prefix and text.startswith(" ") else text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each id in readable form, for people: the vocabulary's spelling, or the text where that spells bytes."""
+        return [self._names[i] for i in self._checked(ids)]
+
+    def word_starts(self, ids: Iterable[int]) -> np.ndarray:
+        """Which of `ids` begin a word (bool, as long as `ids`).
+
+        A word begins at the first token, after a line break or tab, at each Chinese character and after it, at a special id and after it, and with the
+        space before it (bytes and chars: after the space, which ends the word before).
+        """
+        ids = self._checked(ids)
+        widths = self.token_bytes[ids]
+        first_bytes = np.cumsum(widths) - widths
+        text = b"".join([self._texts[i] for i in ids])
+        at_byte = np.zeros(len(text) + 1, bool)
+        # Code points, not tokens: one character may be spread over several tokens. A stray byte becomes one surrogate of width 1.
+        chars = np.frombuffer(text.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), "<u4")
+        if chars.size:
+            stray = (chars >= 0xDC80) & (chars <= 0xDCFF)
+            char_widths = np.where(stray, 1, 1 + (chars >= 0x80) + (chars >= 0x800) + (chars >= 0x10000))
+            at_byte[np.cumsum(char_widths) - char_widths] = self._word_starts_of(chars)
+        starts = at_byte[first_bytes] & (widths > 0) | self._splits[ids]
+        starts[1:] |= self._splits[ids[:-1]]
+        starts[:1] = True
+        return starts
+
+    def _word_starts_of(self, chars: np.ndarray) -> np.ndarray:
+        cjk, space = is_cjk(chars), np.isin(chars, WHITESPACE)
+        after_cjk, after_space = np.r_[False, cjk[:-1]], np.r_[False, space[:-1]]
+        if self.space_leads:
+            after_break = after_space & (np.r_[0, chars[:-1]] != ord(" "))
+            return cjk | after_cjk | space | after_break
+        return ~space & (cjk | after_cjk | after_space)
+
+    def save(self, folder: str) -> None:
+        """Writes the vocabulary files and, last, `meta.json`; `ptm.text.load` reads them back."""
+        os.makedirs(folder, exist_ok=True)
+        for name, data in self._files.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(data)
+        meta = {"format": FORMAT, **self._identity(), "fingerprint": self.fingerprint}
+        with open(os.path.join(folder, META), "w", encoding="utf-8", newline="\n") as file:
+            json.dump(meta, file, indent=1, sort_keys=True)
+            file.write("\n")
+
+
+def fingerprint_of(*, kind: str, options: dict, hashes: dict[str, str]) -> str:
+    """sha256 over what determines ids: the kind, its options and the sha256 of each vocabulary file by its name."""
+    return hashlib.sha256(json.dumps([kind, options, hashes], sort_keys=True).encode()).hexdigest()
+
+
+def text_of(data: bytes, *, what: str) -> str:
+    """UTF-8 text of a vocabulary file with line breaks as they are (some vocabularies hold unusual line separators)."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} is not UTF-8 text ({error}); is it the right file?") from None
+
+
+def json_of(data: bytes, *, what: str) -> object:
+    """Content of a JSON vocabulary file."""
+    try:
+        return json.loads(text_of(data, what=what))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{what} is not JSON ({error}); is it the right file?") from None
+
+
+def refuse_large(vocab_size: int, *, largest: int) -> None:
+    """Raises ConfigError if the training text gave fewer pieces than asked for."""
+    if largest < vocab_size:
+        raise ConfigError(f"tokenizer.vocab_size={vocab_size} is more than this text gives; allowed: at most {largest}. Lower it or train on more text.")
+
+
+def refuse_small(vocab_size: int, *, smallest: int) -> None:
+    """Raises ConfigError if special pieces and single symbols alone are more than `vocab_size`."""
+    if vocab_size < smallest:
+        raise ConfigError(f"tokenizer.vocab_size={vocab_size} is too small: special pieces and single symbols of this text need {smallest}.")

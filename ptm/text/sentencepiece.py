@@ -1,0 +1,117 @@
+"""SentencePiece models (Kudo and Richardson 2018): published ones as their model's authors use them, and lossless ones trained here."""
+
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+
+from ptm.fields import ConfigError
+from ptm.text.base import SPECIALS, Tokenizer, refuse_large, refuse_small
+
+SPACE = "▁"
+CHUNK = 4096  # characters of one training sentence; the trainer's longest, in bytes, follows from it
+PROBE = "  \ta\n\u00a0é ﬁ "  # comes back unchanged from a model that normalises nothing
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A .model file. Models trained here round-trip every text; special pieces are control symbols, which no text gives."""
+
+    kind = "sentencepiece"
+    files_needed = ("spiece.model",)
+    can_lowercase = True
+
+    def __init__(self, files: dict[str, bytes], *, lowercase: bool = False, sentinels: int = 0):
+        """`lowercase` lower-cases text before the model sees it; ALBERT's and XLNet's models are known by their pieces and get their own preprocessing."""
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
+        except RuntimeError as error:
+            raise ConfigError(f"the sentencepiece model cannot be read ({error}); is it the right file?") from None
+        model, size = self._model, self._model.get_piece_size()
+        names = [model.id_to_piece(i) for i in range(size)]
+        texts = [bytes([int(names[i][3:5], 16)]) if model.is_byte(i) else names[i].replace(SPACE, " ").encode() for i in range(size)]
+        controls = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
+        prefix = model.encode("a", out_type=str)[0].startswith(SPACE)
+        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, controls=controls, strip_prefix=prefix)
+        known = {names[i] for i in controls}
+        albert, xlnet = {"[CLS]", "[SEP]", "[MASK]"} <= known, {"<cls>", "<sep>", "<eod>"} <= known
+        self._cleans, self._lowercases = albert or xlnet, lowercase or albert
+        # In the model's eyes U+2581 is a space; a lossless model spells it in bytes instead.
+        lossless = model.is_byte(model.piece_to_id("<0x00>")) and not prefix and self.decode(model.encode(PROBE)) == PROBE
+        self._space_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()] if lossless else None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int, algorithm: str, lowercase: bool, specials: bool) -> dict[str, bytes]:
+        """A unigram or BPE model of exactly `vocab_size` pieces, among them the special ones and the 256 bytes."""
+        model = io.BytesIO()
+        pad, eos, unk, bos, *controls = SPECIALS
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_sentences(texts, lowercase=lowercase),
+                model_writer=model,
+                model_type=algorithm,
+                vocab_size=vocab_size,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                max_sentence_length=4 * CHUNK,
+                pad_id=0, pad_piece=pad, eos_id=1, eos_piece=eos, unk_id=2, unk_piece=unk, bos_id=3, bos_piece=bos,
+                control_symbols=controls,
+                num_threads=16,  # part of the result: each thread's sums are added in its order
+                minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if found := re.search(r"set it to a value <= (\d+)", str(error)):
+                refuse_large(vocab_size, largest=int(found[1]))
+            if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+                refuse_small(vocab_size, smallest=int(found[1]))
+            raise ConfigError(f"sentencepiece could not train a vocabulary of {vocab_size} pieces on this text: {error}") from None
+        return {"spiece.model": model.getvalue()}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text; published models' own user-defined symbols are found in it, as their reference does."""
+        if self._cleans:
+            text = _clean(text)
+        if self._lowercases:
+            text = text.lower()
+        if self._cleans:
+            return np.array(self._split_numbers(text), np.int32)
+        if self._space_ids is None or SPACE not in text:
+            return np.array(self._model.encode(text), np.int32)
+        first, *rest = [self._model.encode(part) for part in text.split(SPACE)]
+        return np.array(first + [i for part in rest for i in self._space_ids + part], np.int32)
+
+    def _split_numbers(self, text: str) -> list[int]:
+        """Ids with the comma after a digit as a piece of its own, as ALBERT's and XLNet's `encode_pieces` give them."""
+        ids = []
+        for piece in self._model.encode(text, out_type=str):
+            parts = [piece]
+            if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
+                parts = self._model.encode(piece[:-1].replace(SPACE, ""), out_type=str)
+                if not piece.startswith(SPACE) and parts[0].startswith(SPACE):
+                    parts = [part for part in (parts[0][1:], *parts[1:]) if part]
+                parts.append(",")
+            ids += [self._model.piece_to_id(part) for part in parts]
+        return ids
+
+
+def _clean(text: str) -> str:
+    """Preprocessing of ALBERT's and XLNet's published code: single spaces, plain double quotes, no accents."""
+    text = " ".join(text.split()).replace("``", '"').replace("''", '"')
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+
+
+def _sentences(texts: Iterable[str], *, lowercase: bool) -> Iterator[str]:
+    """Texts cut to what the trainer takes: it skips longer sentences without an error."""
+    empty = True
+    for text in texts:
+        text = text.lower() if lowercase else text
+        for start in range(0, len(text), CHUNK):
+            empty = False
+            yield text[start : start + CHUNK]
+    if empty:
+        raise ConfigError("no text to train a vocabulary on.")

@@ -1,0 +1,216 @@
+"""The training loop, from top to bottom: everything with a side effect is a visible `if` in it."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ptm import config as config_lib
+from ptm import describe, parallel, registry
+from ptm import log as log_lib
+from ptm import run as run_lib
+from ptm import state as state_lib
+from ptm.data import pipeline
+from ptm.fields import ConfigError
+from ptm.run import Run
+
+FINISHED, INTERRUPTED = 0, 75
+FIXED = ("model", "tokenizer", "objective", "data", "seed")  # may not change on resume
+ASK = ("optimizer", "schedule", "init")  # may change on resume only if the user names the key
+
+
+def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None) -> int:
+    """Runs or continues the run of `config` in `workdir`; returns the exit code, 0 finished or 75 interrupted and resumable.
+
+    Raises ConfigError for a config that cannot run or does not fit what the workdir holds, FloatingPointError where the loss or the
+    gradient stops being finite.
+    """
+    started = time.monotonic()
+    compiles = log_lib.CompileEvents()
+    config, workdir = registry.resolve(config), Path(workdir)
+    _check_resume(config, workdir, allow_change)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = run_lib.setup(config, workdir=workdir, devices=devices)
+    steps, rows = config.train.steps, parallel.local_rows(run.layout, config.train.batch_size)
+    progress, timer = log_lib.Progress(steps), log_lib.StepTimer()
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(run_lib.open_checkpoints(run, workdir / "ckpt"))
+        loader = stack.enter_context(contextlib.closing(run.loader()))
+        latest = checkpoints.newest_valid()
+        if latest is None:
+            start, state, history = 0, run.init_state(_initial_params(run)), []
+        else:
+            state, streams, meta = checkpoints.restore(latest, run.abstract_state)
+            _check_unchanged(run, meta)
+            loader.restore(streams)
+            start, history = latest, meta["history"]
+            progress.message(f"{workdir} is finished: step {latest} of {steps}." if latest >= steps else f"Continuing {workdir} from step {latest} of {steps}.")
+        history = [*history, describe.session(run, start)]
+        progress.message(describe.write(run, history))
+        primary = jax.process_index() == 0
+        flat = config_lib.flatten(config)
+        log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
+        about = {"tokenizer": run.tokenizer.fingerprint, "data": pipeline.fingerprint(config.data), "config": config_lib.to_dict(config), "history": history}
+        groups = state_lib.group_names(run.abstract_params)
+        skipped, evaluated = 0, {}
+
+        def record(done: int, metrics: dict[str, Any], stats: dict[str, float]) -> None:
+            """Looks at the metrics of a finished step: stops the run on a bad one, writes a row if one is due."""
+            nonlocal skipped
+            accepted, nonfinite = bool(metrics.pop("accepted")), metrics.pop("nonfinite")
+            timer.mark(done)
+            skipped = 0 if accepted else skipped + 1
+            if skipped and (config.train.skip_sigma is None or skipped >= config.train.max_skips):
+                checkpoints.wait()
+                raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skipped))
+            if skipped or done % config.log.every == 0 or done in (1, steps):
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                log.metrics(done, values | {"skipped": float(not accepted)} | stats)
+                speed = _speed(run, timer.step_time)
+                log.timing(done, speed | compiles.totals() | log_lib.memory())
+                progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
+
+        done, stop = start, stack.enter_context(_signals(progress))
+        profile = stack.enter_context(_profile(config.log.profile, workdir))
+        pending = None  # metrics of the step before, looked at while the next one runs
+        for step in range(start, steps):
+            batch = run.to_device(next(loader), batch_size=config.train.batch_size, rows=rows)
+            profile(step)
+            state, metrics = run.train_step(state, batch)
+            if pending is not None:
+                record(*pending)
+            done = step + 1
+            pending = (done, dict(metrics), loader.stats())
+            if step == start:
+                jax.block_until_ready(metrics)
+                totals = compiles.totals()
+                progress.message(
+                    f"First step done {time.monotonic() - started:.1f} s after the start; {totals['compiles']:.0f} compilations took "
+                    f"{totals['compile_seconds']:.1f} s, {totals['cache_hits']:.0f} of them from the cache."
+                )
+            due_evals = [name for name, options in config.evals.items() if done % options.every == 0 or done == steps]
+            due_save = done % config.checkpoint.every == 0 or done == steps or stop.requested
+            if due_evals or due_save:
+                record(*pending)
+                pending = None
+                timer.pause()
+            for name in due_evals:
+                values = run.evaluate(name, state["params"])
+                evaluated |= values
+                log.metrics(done, values)
+                progress.message(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items() if not key.endswith("/tokens")))
+            if due_save:
+                log.flush()
+                checkpoints.save(done, state, streams=loader.state(), meta=about | {"step": done}, metrics=evaluated if due_evals else None)
+            if stop.requested:
+                break
+        checkpoints.wait()
+        progress.close()
+        if done < steps:
+            progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")
+            return INTERRUPTED
+        print(describe.summary(run, state["params"], evaluated or _last_evals(config, workdir), time.monotonic() - started), flush=True)
+    return FINISHED
+
+
+def _initial_params(run: Run) -> Any:
+    if run.config.init == "scratch":
+        return run.init_params()
+    return run_lib.load_params(run.config.init, run)[0]
+
+
+def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> None:
+    """Refuses to continue a workdir under a config that means another run."""
+    if not (workdir / "config.json").is_file():
+        return
+    changes = config_lib.diff(run_lib.read_config(workdir), config)
+    bad = [key for key in changes if key.split(".")[0] in FIXED]
+    ask = [key for key in changes if key.split(".")[0] in ASK and key not in allow_change]
+    if bad or ask:
+        lines = [f"  {key}: {changes[key][0]!r} -> {changes[key][1]!r}" + (f"   (allowed with --allow_change={key})" if key in ask else "") for key in bad + ask]
+        raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir, or undo these changes:\n" + "\n".join(lines))
+
+
+def _check_unchanged(run: Run, meta: dict[str, Any]) -> None:
+    now = pipeline.fingerprint(run.config.data)
+    if meta["data"] != now:
+        raise ConfigError(f"the data of {run.workdir} changed since step {meta['step']}: fingerprint {meta['data'][:12]} -> {now[:12]}. Restore the files, or use a new --workdir.")
+    if meta["tokenizer"] != run.tokenizer.fingerprint:
+        raise ConfigError(f"the tokenizer in {run.workdir / 'tokenizer'} is not the one of step {meta['step']}; restore it, or use a new --workdir.")
+
+
+def _speed(run: Run, step_time: float | None) -> dict[str, float]:
+    if step_time is None:
+        return {}
+    device = run.layout.mesh.devices.flat[0].device_kind
+    return log_lib.throughput(step_time, tokens=run.tokens_per_step(), forward_flops=run.forward_flops(), device_kind=device, devices=run.layout.mesh.size)
+
+
+def _failure(done: int, metrics: dict, nonfinite: Any, groups: list[str], good: int | None, skipped: int) -> str:
+    offending = [name for name, bad in zip(groups, nonfinite) if bad]
+    where = f"not finite in the gradient of: {', '.join(offending)}" if offending else "all gradients are finite"
+    what = "stopped at step" if skipped == 1 else f"{skipped} steps in a row were skipped up to step"
+    return (
+        f"{what} {done}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; {where}. "
+        f"Last good checkpoint: {'none' if good is None else f'step {good}'}. "
+        "Lower --config.optimizer.learning_rate, or skip such steps with --config.train.skip_sigma=6."
+    )
+
+
+class _Stop:
+    requested = False
+
+
+@contextlib.contextmanager
+def _signals(progress: log_lib.Progress) -> Iterator[_Stop]:
+    """SIGTERM and SIGINT ask for a stop after the step; a second SIGINT exits at once."""
+    stop = _Stop()
+
+    def handle(number: int, _: Any) -> None:
+        if stop.requested and number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        stop.requested = True
+        progress.message(f"{signal.Signals(number).name}: finishing the step and saving.")
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _profile(steps: tuple[int, ...], workdir: Path) -> Iterator[Any]:
+    """A function to call before each step, which traces the steps of the window into the workdir."""
+    active = False
+
+    def at(step: int) -> None:
+        nonlocal active
+        if steps and not active and step == steps[0]:
+            jax.profiler.start_trace(str(workdir / "profile"))
+            active = True
+        elif active and step == steps[1] + 1:
+            jax.profiler.stop_trace()
+            active = False
+
+    try:
+        yield at
+    finally:
+        if active:
+            jax.profiler.stop_trace()
+
+
+def _last_evals(config: config_lib.Config, workdir: Path) -> dict[str, float]:
+    """The last value of each eval metric in metrics.jsonl, for a run that was finished before."""
+    names = tuple(f"{name}/" for name in config.evals)
+    values: dict[str, float] = {}
+    for row in log_lib.read(str(workdir / log_lib.METRICS)):
+        values |= {key: value for key, value in row.items() if key.startswith(names)}
+    return values
