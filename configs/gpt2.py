@@ -43,4 +43,8 @@ def get_config(argument: str = ""):
         checkpoint=Checkpoint(every=10 if scale == "tiny" else 500),
         log=Log(every=5 if scale == "tiny" else 50),
     )  # fmt: skip
+    if recipe == "shakespeare_char_best":
+        cfg.model.init_std = 0.09  # about 1 / sqrt(width)
+        cfg.model.residual_std = 0.0
+        cfg.optimizer.learning_rate = 3e-3
     return cfg

@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from ptm import fields, tree
@@ -38,6 +37,7 @@ WEIGHTS = ("params", "ema")
 DELETING = ".deleting"
 LEFTOVER = re.compile(rf"\d+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|{re.escape(DELETING)})")
 MAX_LINES = 20
+SPEC = "ckpt:DIR[@STEP|@best|@ema|@avgN]"
 
 # Orbax tells every step of a save at the level INFO of absl's logger, which belongs to the user's own messages.
 logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
@@ -274,7 +274,17 @@ class Checkpoints:
 
     def newest_valid(self) -> int | None:
         """The newest sound step, or None. Damaged ones on the way are renamed to <step>.damaged-<n> (skipped if read_only) with a warning."""
-        return _from_first(lambda: self._first_valid(reversed(self.steps())))
+        return next(iter(self.newest(1)), None)
+
+    def newest(self, count: int) -> list[int]:
+        """The `count` newest sound steps, newest first, or as many as there are; treats damaged ones like `newest_valid`."""
+
+        def find() -> list[int]:
+            candidates = iter(reversed(self.steps()))
+            found = (self._first_valid(candidates) for _ in range(count))
+            return [step for step in found if step is not None]
+
+        return _from_first(find)
 
     def best(self) -> int | None:
         """The sound step with the best `metric` among those that have it (the newer of equals), or None; treats damaged ones like `newest_valid`."""
@@ -291,7 +301,7 @@ class Checkpoints:
     def structure(self, step: int) -> dict[str, Any]:
         """Shapes and dtypes of the saved state as nested dicts of jax.ShapeDtypeStruct; positions in tuples are the keys '0', '1', ..."""
         self._require(step)
-        saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / "state")).tree
+        saved = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
 
     def restore(self, step: int, abstract_state: Any, *, cast: bool = False) -> tuple[Any, dict[int, Any], dict[str, Any]]:
@@ -420,26 +430,28 @@ class Checkpoints:
 
 
 class Spec(NamedTuple):
-    """What 'ckpt:DIR[@STEP|@best|@ema]' names: a checkpoint folder, a step number or 'latest' or 'best', and 'params' or 'ema'."""
+    """What 'ckpt:DIR[@STEP|@best|@ema|@avgN]' names: a folder, a step number or 'latest' or 'best', 'params' or 'ema', and how many steps to average."""
 
     folder: Path
     step: int | str
     which: str
+    count: int
 
 
 def parse_spec(spec: str) -> Spec:
-    """Reads 'ckpt:DIR[@STEP|@best|@ema]', where DIR is a workdir or its ckpt folder; @ema means the averaged weights of the newest valid step.
+    """Reads 'ckpt:DIR[@STEP|@best|@ema|@avgN]', where DIR is a workdir or its ckpt folder.
 
-    Raises ConfigError saying what exists if the folder, its checkpoints or the step do not.
+    @ema means the averaged weights of the newest valid step, @avg5 the mean of the weights of the 5 newest valid steps. Raises
+    ConfigError saying what exists if the folder, its checkpoints or the step do not.
     """
     body = spec.removeprefix("ckpt:")
     if body == spec or not body:
-        raise ConfigError(f"'{spec}' does not name a checkpoint; allowed: ckpt:DIR[@STEP|@best|@ema].")
+        raise ConfigError(f"'{spec}' does not name a checkpoint; allowed: {SPEC}.")
     tail = None if os.path.exists(body) else re.fullmatch("(.+)@([^/@]*)", body)
-    name, suffix = tail.groups() if tail else (body, None)
-    numbered = suffix is not None and suffix.isdecimal()
-    if not numbered and suffix not in (None, "best", "ema"):
-        raise ConfigError(f"'{spec}' ends in '@{suffix}'; allowed: ckpt:DIR[@STEP|@best|@ema].{fields.nearest(suffix, ('best', 'ema'))}")
+    name, suffix = tail.groups() if tail else (body, "")
+    known = re.fullmatch("(?P<step>[0-9]+)|best|ema|avg(?P<count>[1-9][0-9]*)", suffix)
+    if tail and not known:
+        raise ConfigError(f"'{spec}' ends in '@{suffix}'; allowed: {SPEC}.{fields.nearest(suffix, ('best', 'ema', 'avg5'))}")
     root = Path(name).expanduser()
     if not root.is_dir():
         around = sorted(path.name for path in root.parent.iterdir() if path.is_dir()) if root.parent.is_dir() else []
@@ -448,21 +460,30 @@ def parse_spec(spec: str) -> Spec:
     steps = _steps(folder)
     if not steps:
         raise ConfigError(f"'{spec}': no checkpoint in {folder}; it holds: {_listed(sorted(path.name for path in folder.iterdir())[:MAX_LINES])}.")
-    if numbered and int(suffix) not in steps:
-        raise ConfigError(f"'{spec}': no step {suffix} in {folder}; there are: {_listed(steps)}.")
-    step = int(suffix) if numbered else "best" if suffix == "best" else "latest"
-    return Spec(folder, step, "ema" if suffix == "ema" else "params")
+    number, count = known.group("step", "count") if known else (None, None)
+    if number and int(number) not in steps:
+        raise ConfigError(f"'{spec}': no step {number} in {folder}; there are: {_listed(steps)}.")
+    step = int(number) if number else "best" if suffix == "best" else "latest"
+    return Spec(folder, step, "ema" if suffix == "ema" else "params", int(count or 1))
 
 
-def open_spec(spec: str) -> tuple[Checkpoints, int, str]:
-    """A reader of the folder that `spec` names, the number of its step, checked, and 'params' or 'ema'. Raises ConfigError if none is sound."""
-    folder, step, which = parse_spec(spec)
+def open_spec(spec: str) -> tuple[Checkpoints, list[int], str]:
+    """A reader of the folder that `spec` names, its steps, checked, newest first (one, or those to average), and 'params' or 'ema'.
+
+    Raises ConfigError if there are not so many sound ones.
+    """
+    folder, step, which, count = parse_spec(spec)
     checkpoints = Checkpoints.reader(folder)
-    if isinstance(step, str):
-        found = checkpoints.best() if step == "best" else checkpoints.newest_valid()
-        if found is None:
-            why = f"has a valid checkpoint with the metric '{checkpoints.metric}'" if step == "best" else "is valid"
-            raise ConfigError(f"'{spec}': of the steps {_listed(checkpoints.steps())} in {folder} none {why}.")
-        step = found
-    checkpoints._require(step)
-    return checkpoints, step, which
+    if step == "best":
+        steps = [found for found in (checkpoints.best(),) if found is not None]
+    else:
+        steps = checkpoints.newest(count) if step == "latest" else [step]
+    if len(steps) < count:
+        existing = f"of the steps {_listed(checkpoints.steps())} in {folder}"
+        if count > 1:
+            raise ConfigError(f"'{spec}': {existing} {len(steps)} are valid, not {count}; average fewer, or train with --config.checkpoint.keep_latest={count}.")
+        why = f"has a valid checkpoint with the metric '{checkpoints.metric}'" if step == "best" else "is valid"
+        raise ConfigError(f"'{spec}': {existing} none {why}.")
+    for step in steps:
+        checkpoints._require(step)
+    return checkpoints, steps, which

@@ -1,35 +1,62 @@
-"""The command line: `ptm train|evaluate`. Parses flags and overrides, calls the entry point, turns errors into exit codes."""
+"""The command line: `ptm train|evaluate`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+
+Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
+"""
 
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from ptm import fields
 from ptm.fields import ConfigError
 
-USAGE = 2
+FAILED, USAGE = 1, 2
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ConfigError(f"{message}. `{self.prog} --help` lists what is allowed.")
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.replace('ignored explicit argument', 'takes no value, got')}. `{self.prog} --help` says what is allowed.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of everything, and that of each command."""
     parser = _Parser(prog="ptm", description="Pretrain, fine-tune, evaluate and compare Transformers.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    train = commands.add_parser("train", allow_abbrev=False, help="run or continue a run", description="Run, or continue, the run of a config in a workdir.")
-    train.add_argument("--config", required=True, metavar="FILE.py[:WORDS]", help="recipe and its argument; override keys with --config.SECTION.KEY=VALUE")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    train = commands.add_parser(
+        "train", allow_abbrev=False, help="run or continue a run", description="Run, or continue, the run of a config in a workdir.",
+        usage="ptm train --config=FILE.py[:WORDS] --workdir=DIR [--config.SECTION.KEY=VALUE ...] [FLAGS]",
+        epilog="Exit codes: 0 finished; 75 interrupted, the same command continues; 2 wrong usage or config; other: failed.",
+    )  # fmt: skip
+    train.add_argument("--config", metavar="FILE.py[:WORDS]", help="recipe and its argument, such as configs/quickstart.py:bert,tiny")
     train.add_argument("--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, config; an existing one is continued")
     train.add_argument("--print_config", action="store_true", help="show the resolved config and its difference from base, and stop")
     train.add_argument("--show_batch", type=int, metavar="N", help="show N decoded rows of the first batch, and stop")
-    train.add_argument("--allow_change", default="", metavar="KEY,...", help="optimizer and schedule keys that may differ from the run that is continued")
-    evaluate = commands.add_parser("evaluate", allow_abbrev=False, help="evaluate a checkpoint", description="Evaluate a checkpoint; the last line of output is one JSON object.")
+    train.add_argument("--allow_change", default="", metavar="KEY,...", help="config keys that may differ from the run that is continued")
+    evaluate = commands.add_parser(
+        "evaluate", allow_abbrev=False, help="evaluate a checkpoint", description="Evaluate a checkpoint; the last line of output is one JSON object."
+    )
     evaluate.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest valid checkpoint is evaluated")
-    evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema]")
-    return parser
+    evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN]")
+    return parser, commands.choices
+
+
+def _guess(word: str, known: list[str]) -> str:
+    """' Did you mean ...?' for an argument that no command knows, or an empty string."""
+    name, equals, value = word.partition("=")
+    flag = "--" + name.lstrip("-")
+    if hint := fields.nearest(flag, known):
+        return hint.replace("'?", f"{equals}{value}'?")
+    if equals and "--config" in known:
+        from ptm import config as config_lib
+
+        keys = [*config_lib.TOP_LEVEL, *(f"{section}.{key}" for section, cls in config_lib.SECTIONS.items() for key in fields.annotations(cls))]
+        meant = [key for key in keys if key.rpartition(".")[2] == name.lstrip("-")] or [name.lstrip("-")]
+        return f" Did you mean '--config.{meant[0]}={value}'?" if "." in name or meant[0] in keys else ""
+    return f" Did you mean '--config={word}'?" if name.partition(":")[0].endswith(".py") and not word.startswith("-") else ""
 
 
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -44,61 +71,80 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             overrides[key] = value
         else:
             rest.append(word)
-    flags, unknown = _parser().parse_known_args(rest)
+    parser, commands = _parser()
+    if rest and not rest[0].startswith("-"):
+        fields.lookup(commands, rest[0], "command")
+    flags, unknown = parser.parse_known_args(rest)
+    if flags.command is None:
+        raise ConfigError(f"give a command: {', '.join(f'`ptm {name}`' for name in commands)}. `ptm --help` says what they do.")
     if unknown:
-        word = unknown[0]
-        known = [f"--{name}" for name in vars(flags) if name != "command"] + ["--config."]
-        hint = fields.nearest(word.partition("=")[0], known)
-        if not word.startswith("-"):
-            hint = f" Did you mean '--{word}'?"
-        raise ConfigError(f"unknown argument '{word}' of `ptm {flags.command}`; allowed: {', '.join(known)}KEY=VALUE.{hint}")
+        known = [f"--{name}" for name in vars(flags) if name != "command"]
+        shown = ", ".join([*known, "--config.SECTION.KEY=VALUE"] if flags.command == "train" else known)
+        raise ConfigError(f"unknown argument '{unknown[0]}' of `ptm {flags.command}`; allowed: {shown}.{_guess(unknown[0], known)}")
     if overrides and flags.command != "train":
-        raise ConfigError(f"--config.KEY=VALUE belongs to `ptm train`, not to `ptm {flags.command}`.")
+        raise ConfigError(f"--config.KEY=VALUE belongs to `ptm train`, not to `ptm {flags.command}`, which takes the config of the run.")
     return flags, overrides
 
 
-def _print_config(config, resolved) -> None:
-    from ptm import config as config_lib
-    from ptm import registry
+def _show(text: str) -> None:
+    """Prints a long text; a reader that has seen enough, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    schema = config_lib.schema(config, registry.REGISTRIES)
-    base = config_lib.resolve(config_lib.defaults_of(config, registry.REGISTRIES), registry.REGISTRIES)
-    changes = config_lib.diff(base, resolved)
+
+def _config_text(resolved: Any, declared: dict[str, tuple[Any, dict]]) -> str:
+    """Every key with its value as the command line takes it, what it means and may be; what differs from base is marked and listed."""
+    from ptm import config as config_lib
+
+    lines, changes = [], config_lib.diff(config_lib.defaults_of(resolved), resolved)
     for key, value in config_lib.flatten(resolved).items():
-        meta = schema[key][1] if key in schema else {"doc": "", "unit": ""}
-        mark = "*" if key in changes else " "
-        print(f"{mark} {key} = {value!r}    # {meta['doc']}" if meta["doc"] else f"{mark} {key} = {value!r}")
-    print("\nDifference from base (marked * above):")
-    for key, (old, new) in changes.items():
-        print(f"  {key}: {old!r} -> {new!r}")
+        line = f"{'*' if key in changes else ' '} {key} = {fields.unparse(value)}"
+        if key in declared:
+            meta = declared[key][1]
+            notes = [meta["unit"], "one of " + ", ".join(map(str, meta["choices"])) if meta["choices"] else ""]
+            line = f"{line:<48}# {meta['doc']}{''.join(f' [{note}]' for note in notes if note)}"
+        lines.append(line)
+    lines += ["", "Difference from base (marked * above):" if changes else "No difference from base."]
+    return "\n".join(lines + [f"  {key}: {fields.unparse(old)} -> {fields.unparse(new)}" for key, (old, new) in changes.items()])
 
 
 def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ptm import config as config_lib
     from ptm import registry
 
+    if not flags.config:
+        raise ConfigError("`ptm train` needs --config=FILE.py[:WORDS], a recipe such as configs/quickstart.py.")
+    if flags.show_batch is not None and flags.show_batch < 1:
+        raise ConfigError(f"--show_batch={flags.show_batch}; allowed: 1 or more rows.")
     config = config_lib.load_recipe(flags.config)
     for key, value in overrides.items():
         config_lib.override(config, key, value, registry.REGISTRIES)
     resolved = registry.resolve(config)
+    allow_change, known = tuple(filter(None, flags.allow_change.split(","))), config_lib.flatten(resolved)
+    for key in allow_change:
+        if key not in known:
+            raise ConfigError(f"--allow_change={key}: the config has no such key.{config_lib.nearest_key(key, known)} `--print_config` lists all keys.")
     if flags.print_config:
-        _print_config(config, resolved)
+        _show(_config_text(resolved, config_lib.schema(config, registry.REGISTRIES)))
         return 0
     if flags.show_batch is not None:
         from ptm import run, samples
 
-        print(samples.show_batch(run.setup(resolved), flags.show_batch))
+        _show(samples.show_batch(run.setup(resolved), flags.show_batch))
         return 0
     if not flags.workdir:
         raise ConfigError("`ptm train` needs --workdir=DIR, the folder that the run is written to.")
     from ptm import train
 
-    return train.train(resolved, workdir=flags.workdir, allow_change=tuple(filter(None, flags.allow_change.split(","))))
+    return train.train(resolved, workdir=flags.workdir, allow_change=allow_change)
 
 
 def _evaluate(flags: argparse.Namespace) -> int:
     if bool(flags.workdir) == bool(flags.model):
-        raise ConfigError("`ptm evaluate` needs one of --workdir=DIR and --model=ckpt:DIR[@STEP|@best|@ema].")
+        given = f"got both, --workdir={flags.workdir} and --model={flags.model}" if flags.model else "got neither"
+        raise ConfigError(f"`ptm evaluate` needs one of --workdir=DIR and --model=ckpt:DIR[@STEP|@best|@ema|@avgN]; {given}.")
     from ptm import evaluate
 
     print(json.dumps(evaluate.evaluate(flags.model or f"ckpt:{flags.workdir}")))
@@ -106,7 +152,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config."""
+    """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
@@ -116,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except FloatingPointError as error:
         print(f"ptm: {error}", file=sys.stderr)
-        return 1
+        return FAILED
 
 
 if __name__ == "__main__":

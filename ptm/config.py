@@ -10,9 +10,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import traceback
+from collections.abc import Iterable
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from ptm import fields
@@ -70,11 +72,15 @@ class Data:
     def check(self, where: str) -> None:
         if not self.source:
             raise ConfigError(f"{where}.source is empty; give at least one source such as text:corpus/*.txt.")
+        for key in ("source", "validation_source"):
+            for entry in getattr(self, key):
+                if ":" not in entry:
+                    raise ConfigError(f"{where}.{key}={fields.unparse(getattr(self, key))}: '{entry}' is not of the form FORMAT:PATH, such as text:corpus/*.txt.")
         if self.weights and (len(self.weights) != len(self.source) or not sum(self.weights)):
-            raise ConfigError(f"{where}.weights={self.weights} must hold one weight for each of the {len(self.source)} sources, not all 0.")
+            raise ConfigError(f"{where}.weights={fields.unparse(self.weights)} must hold one weight for each of {where}.source's {len(self.source)} entries, not all 0.")
         for entry in self.columns:
             if entry.count("=") != 1 or entry.startswith("=") or entry.endswith("="):
-                raise ConfigError(f"{where}.columns={self.columns}: '{entry}' is not of the form FIELD=COLUMN.")
+                raise ConfigError(f"{where}.columns={fields.unparse(self.columns)}: '{entry}' is not of the form FIELD=COLUMN, such as text=body.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,8 @@ class Mesh:
     def check(self, where: str) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
         if 0 in sizes.values() or sum(size == -1 for size in sizes.values()) > 1:
-            raise ConfigError(f"{where}: axis sizes {sizes}; allowed: positive numbers, and -1 (the devices that are left) at most once.")
+            given = ", ".join(f"{where}.{axis}={size}" for axis, size in sizes.items())
+            raise ConfigError(f"{given}; allowed: positive numbers, and -1 (the devices that are left) at most once.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +161,7 @@ class Log:
 
     def check(self, where: str) -> None:
         if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
-            raise ConfigError(f"{where}.profile={self.profile}; allowed: two steps FIRST,LAST with FIRST <= LAST, or nothing.")
+            raise ConfigError(f"{where}.profile={fields.unparse(self.profile)}; allowed: two steps FIRST,LAST with FIRST <= LAST, or nothing.")
 
 
 SECTIONS: dict[str, type] = {
@@ -168,7 +175,7 @@ class Config:
     """A run, resolved: `model`, `objective` and the values of `evals` are the Config dataclasses of their entries."""
 
     seed: int = field(0, low=0, high=2**31 - 1, doc="Seed of initialisation, data order, masking and dropout.")
-    init: str = field("scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema].")
+    init: str = field("scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN].")
     model: Any
     objective: Any
     evals: dict[str, Any]
@@ -192,15 +199,15 @@ def _to_dict(value: Any, annotation: Any) -> Any:
     return value
 
 
-def _section(config: Any) -> ml_collections.ConfigDict:
+def _section(config: Any) -> ConfigDict:
     hints = fields.annotations(type(config))
-    section = ml_collections.ConfigDict({key: _to_dict(getattr(config, key), hints[key]) for key in hints})
+    section = ConfigDict({key: _to_dict(getattr(config, key), hints[key]) for key in hints})
     if hasattr(config, "name") and "name" not in hints:
         section.name = config.name
     return section
 
 
-def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **sections: Any) -> ml_collections.ConfigDict:
+def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **sections: Any) -> ConfigDict:
     """The config of a run with every default filled in, for a recipe to change and the command line to override.
 
     `model`, `objective` and the values of `evals` are Config dataclasses of the package's tables; `sections` may replace run-level
@@ -211,23 +218,26 @@ def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **s
         word = sorted(unknown)[0]
         raise ConfigError(f"base() got '{word}'; allowed: {', '.join((*TOP_LEVEL, *SECTIONS))}.{fields.nearest(word, (*TOP_LEVEL, *SECTIONS))}")
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
-    config = ml_collections.ConfigDict({key: sections.get(key, default) for key, default in defaults.items()})
+    config = ConfigDict(defaults | {key: value for key, value in sections.items() if key in defaults})
     config.model = _section(model)
     config.objective = _section(objective)
-    config.evals = ml_collections.ConfigDict({name: _section(value) for name, value in (evals or {}).items()})
+    config.evals = ConfigDict({name: _section(value) for name, value in (evals or {}).items()})
     for name, cls in SECTIONS.items():
-        config[name] = _section(sections.get(name, cls()))
+        section = sections[name] if name in sections else cls()
+        if not isinstance(section, cls):
+            raise ConfigError(f"base({name}=...) got a {type(section).__name__}; allowed: ptm.config.{cls.__name__}(...).")
+        config[name] = _section(section)
     config.lock()
     return config
 
 
-def _class_of(section: ml_collections.ConfigDict, registries: Registries, kind: str, where: str) -> type:
+def _class_of(section: ConfigDict, registries: Registries, kind: str, where: str) -> type:
     if "name" not in section:
         raise ConfigError(f"{where} has no key 'name'; allowed: {', '.join(sorted(registries[kind]))}.")
     return fields.lookup(registries[kind], section.name, where + ".name")
 
 
-def schema(config: ml_collections.ConfigDict, registries: Registries) -> dict[str, tuple[Any, dict]]:
+def schema(config: ConfigDict, registries: Registries) -> dict[str, tuple[Any, dict]]:
     """Every dotted key of `config` with its type and declaration; `registries` maps model, objective, eval to {name: Config class}."""
     classes = {**SECTIONS, "model": _class_of(config.model, registries, "model", "model")}
     classes["objective"] = _class_of(config.objective, registries, "objective", "objective")
@@ -240,7 +250,18 @@ def schema(config: ml_collections.ConfigDict, registries: Registries) -> dict[st
     return keys
 
 
-def override(config: ml_collections.ConfigDict, key: str, text: str, registries: Registries) -> None:
+def nearest_key(key: str, keys: Iterable[str]) -> str:
+    """What a misspelt dotted key may mean: the same name in another section, a similar name in its own, or the names that its section has."""
+    known, (section, _, leaf) = list(keys), key.rpartition(".")
+    same = [other for other in known if other.rpartition(".")[2] == leaf]
+    inside = [other.rpartition(".")[2] for other in known if section and other.rpartition(".")[0] == section]
+    if same or not inside:
+        return fields.nearest(key, same) or fields.nearest(key, known)
+    hint = fields.nearest(leaf, inside)
+    return hint.replace(" '", f" '{section}.") if hint else f" Keys of {section}: {', '.join(inside)}."
+
+
+def override(config: ConfigDict, key: str, text: str, registries: Registries) -> None:
     """Sets the leaf `key` (dotted) to the value that `text` stands for; refuses unknown keys and wrong types."""
     keys = schema(config, registries)
     if key not in keys:
@@ -248,7 +269,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str, registries:
             raise ConfigError(f"--config.{key} cannot be overridden: its other keys would not fit. Choose it in the recipe, for example with the recipe's argument.")
         if any(known.startswith(key + ".") for known in keys):
             raise ConfigError(f"--config.{key} is a section; set one of: {', '.join(k for k in keys if k.startswith(key + '.'))}.")
-        raise ConfigError(f"unknown key --config.{key}.{fields.nearest(key, keys)} `--print_config` lists all keys.")
+        raise ConfigError(f"unknown key --config.{key}.{nearest_key(key, keys)} `--print_config` lists all keys.")
     value = fields.parse(text, keys[key][0], f"--config.{key}")
     *path, leaf = key.split(".")
     node = config
@@ -277,9 +298,9 @@ def _read(section: Any, cls: type, where: str) -> Any:
     return value
 
 
-def resolve(config: ml_collections.ConfigDict | dict, registries: Registries) -> Config:
+def resolve(config: ConfigDict | dict, registries: Registries) -> Config:
     """The checked dataclasses of a config. Raises ConfigError on an unknown, missing, mistyped or out-of-range key."""
-    config = ml_collections.ConfigDict(config)
+    config = ConfigDict(config)
     known = (*TOP_LEVEL, "model", "objective", "evals", *SECTIONS)
     for key in config:
         if key not in known:
@@ -335,26 +356,53 @@ def fingerprint(config: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def defaults_of(config: ml_collections.ConfigDict, registries: Registries) -> ml_collections.ConfigDict:
+def defaults_of(config: Config) -> Config:
     """`base()` for the same model, objective and evals: what a config's difference is told against."""
-    evals = {name: _class_of(section, registries, "eval", f"evals.{name}")() for name, section in config.evals.items()}
-    model = _class_of(config.model, registries, "model", "model")()
-    return base(model=model, objective=_class_of(config.objective, registries, "objective", "objective")(), evals=evals)
+    top = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
+    evals = {name: type(options)() for name, options in config.evals.items()}
+    sections = {name: cls() for name, cls in SECTIONS.items()}
+    return Config(model=type(config.model)(), objective=type(config.objective)(), evals=evals, **top, **sections)
 
 
-def load_recipe(spec: str) -> ml_collections.ConfigDict:
-    """The ConfigDict of `FILE.py[:ARGUMENT]`, by calling the file's `get_config(argument)`."""
+def load_recipe(spec: str) -> ConfigDict:
+    """The ConfigDict of `FILE.py[:ARGUMENT]`, by calling the file's `get_config(argument)`.
+
+    Raises ConfigError if there is no such file or function, or with the line of the file if a config refused what the recipe did.
+    """
     path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
+        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
         known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
         raise ConfigError(f"no recipe '{path}'. In {folder}: {', '.join(known) or 'no .py file'}.{fields.nearest(os.path.basename(path), known)}")
     module_spec = importlib.util.spec_from_file_location("ptm_recipe", path)
+    if module_spec is None:
+        raise ConfigError(f"recipe '{path}' is not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"recipe '{path}' has no function get_config(argument).")
-    return module.get_config(argument)
+    try:
+        config = module.get_config(argument)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"recipe '{path}', line {_line(error, path)}: {_reason(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config of recipe '{path}' returned a {type(config).__name__}; it must return what ptm.config.base() gave it.")
+    return config
+
+
+def _line(error: Exception, path: str) -> int:
+    """The innermost line of the recipe that an error came from."""
+    return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == os.path.abspath(path)][-1]
+
+
+def _reason(error: Exception) -> str:
+    """An error's message without the values of a whole section that ml_collections puts between the reason and the nearest key."""
+    text = str(error.args[0] if error.args else type(error).__name__)
+    text = text.replace("\\n", "\n").replace("\\'", "'")  # of an attribute it tells the repr of what it tells of a key
+    text = text[1:-1] if text[:1] == text[-1:] == "'" else text
+    reason, others, rest = text.partition(" Other fields present:")
+    text = f"{reason} {rest.splitlines()[-1]}" if others else text.replace("'\n", "'. ")
+    return f"no key {text}" if text.startswith("'") else text
 
 
 def words(argument: str, *, recipes: tuple[str, ...], scales: tuple[str, ...] = ("tiny",)) -> tuple[str, str]:

@@ -40,14 +40,21 @@ def _version(package: str) -> str | None:
         return None
 
 
-def session(run: Run, start: int) -> dict[str, Any]:
-    """What this start of the run ran on: versions, devices, code."""
+def history(workdir: Path) -> list[dict[str, Any]]:
+    """The sessions of a workdir so far, from its env.json."""
+    path = workdir / "env.json"
+    return json.loads(path.read_text(encoding="utf-8"))["history"] if path.is_file() else []
+
+
+def session(run: Run, start: int, changes: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """What this start of the run ran on: versions, devices, code, and the keys of the config that changed since the start before."""
     devices = run.layout.mesh.devices.flat
     return {
         "from_step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": run.layout.mesh.size, "processes": jax.process_count()},
         "mesh": dict(run.layout.mesh.shape), "git": _git_state(), "config": config_lib.fingerprint(run.config),
+        "changes": {key: list(pair) for key, pair in changes.items()},
     }  # fmt: skip
 
 
@@ -58,7 +65,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def write(this: Run, history: list[dict[str, Any]]) -> str:
-    """Writes config.json, diff.txt, env.json and params.txt into the workdir; returns one line that says what the run is."""
+    """Writes config.json, diff.txt, env.json and params.txt into the workdir; returns two lines that say what the run is."""
     config = this.config
     evals = {name: type(options)() for name, options in config.evals.items()}
     base = config_lib.resolve(config_lib.base(model=type(config.model)(), objective=type(config.objective)(), evals=evals), registry.REGISTRIES)
@@ -69,9 +76,12 @@ def write(this: Run, history: list[dict[str, Any]]) -> str:
         fingerprints = {"data": pipeline.fingerprint(config.data), "tokenizer": this.tokenizer.fingerprint}
         _write(this.workdir / "env.json", json.dumps({"fingerprints": fingerprints, "history": history}, indent=1) + "\n")
         _write(this.workdir / "params.txt", run.parameter_table(this))
+    devices = this.layout.mesh.devices
     return (
-        f"{config.model.name} with {tree.size(this.abstract_params):,} parameters, objective {config.objective.name}, {this.tokenizer.vocab_size:,} pieces, "
-        f"{config.train.steps:,} steps of {this.tokens_per_step():,} tokens on {this.layout.mesh.size} x {this.layout.mesh.devices.flat[0].device_kind}."
+        f"{config.model.name} with {tree.size(this.abstract_params):,} parameters, objective {config.objective.name}, "
+        f"{config.tokenizer.kind} tokenizer of {this.tokenizer.vocab_size:,} pieces.\n"
+        f"{config.train.steps:,} steps of {this.tokens_per_step():,} tokens from {', '.join(config.data.source)} on {devices.size} x {devices.flat[0].device_kind}, "
+        f"written to {this.workdir}."
     )
 
 
@@ -84,7 +94,7 @@ def summary(this: Run, params: Any, evals: dict[str, float], seconds: float) -> 
     shown = {"loss": "{:.4f} nats a predicted token", "bits_per_byte": "{:.4f} of predicted text", "accuracy": "{:.3f}"}
     for name in config.evals:
         lines += [f"  {name + ' ' + metric.replace('_', ' '):<25} {text.format(evals[f'{name}/{metric}'])}" for metric, text in shown.items() if f"{name}/{metric}" in evals]
-    lines.append(sample(this, params))
+    lines += filter(None, [sample(this, params)])
     lines.append(f"  written to                {this.workdir} (config.json, metrics.jsonl, params.txt, ckpt/{config.train.steps}, ...)")
     lines.append(f"  evaluate again            ptm evaluate --workdir={this.workdir}")
     return "\n".join(lines)

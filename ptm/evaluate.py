@@ -6,7 +6,7 @@ from ptm import run as run_lib
 
 
 def evaluate(spec: str) -> dict[str, Any]:
-    """Metrics of all evals of the run behind `ckpt:DIR[@STEP|@best|@ema]`, with the step that was read."""
+    """Metrics of all evals of the run behind `ckpt:DIR[@STEP|@best|@ema|@avgN]`, with the step that was read."""
     run = run_lib.reopen(spec)
     params, step = run_lib.load_params(spec, run)
     metrics: dict[str, Any] = {"model": spec, "step": step}

@@ -6,6 +6,7 @@ the lowest of the package: anything may import it.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -62,12 +63,12 @@ def strip_null(annotation: Any) -> Any:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a user reads it: 'int', 'tuple of float', 'str or None'."""
+    """A type as a user reads it: 'int', 'true or false', 'tuple of float', 'str or None'."""
     if nullable(annotation):
         return f"{type_name(strip_null(annotation))} or None"
     if typing.get_origin(annotation) is tuple:
         return f"tuple of {type_name(typing.get_args(annotation)[0])}"
-    return getattr(annotation, "__name__", str(annotation))
+    return "true or false" if annotation is bool else annotation.__name__
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
@@ -76,7 +77,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         return None
     inner = strip_null(annotation)
     if typing.get_origin(inner) is tuple and isinstance(value, list | tuple):
-        return tuple(coerce(v, typing.get_args(inner)[0], where) for v in value)
+        return tuple(coerce(item, typing.get_args(inner)[0], f"{where}[{number}]") for number, item in enumerate(value))
     if inner is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(inner, type) and isinstance(value, inner) and not (inner is int and isinstance(value, bool)):
@@ -85,7 +86,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
 
 
 def parse(text: str, annotation: Any, where: str) -> Any:
-    """The value that `text` from a command line stands for under `annotation`."""
+    """The value that `text` from a command line stands for under `annotation`; items of a tuple are separated by commas."""
     if nullable(annotation) and text in ("None", "null"):
         return None
     inner = strip_null(annotation)
@@ -94,15 +95,30 @@ def parse(text: str, annotation: Any, where: str) -> Any:
         if stripped[:1] + stripped[-1:] in ("()", "[]"):
             stripped = stripped[1:-1]
         items = [item.strip() for item in stripped.split(",")]
-        if items and items[-1] == "":
+        if items[-1] == "":
             items.pop()
-        return tuple(parse(item, typing.get_args(inner)[0], where) for item in items)
+        items = [item[1:-1] if len(item) > 1 and item[0] == item[-1] in "'\"" else item for item in items]  # as Python writes strings
+        return tuple(parse(item, typing.get_args(inner)[0], f"{where}[{number}]") for number, item in enumerate(items))
     try:
         if inner is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         return inner(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{where}={text} cannot be read; allowed: {type_name(annotation)}.") from None
+
+
+def unparse(value: Any) -> str:
+    """The text that stands for a value on a command line, which `parse` reads back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(unparse, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An inclusive range as a user reads it: '1 or more', 'up to 5', '0.0 to 1.0'."""
+    if low is None:
+        return f"up to {high}"
+    return f"{low} or more" if high is None else f"{low} to {high}"
 
 
 def check(config: Any, where: str) -> None:
@@ -120,12 +136,12 @@ def check(config: Any, where: str) -> None:
             continue
         low, high, choices = meta["low"], meta["high"], meta["choices"]
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, float) and item != item:
-                raise ConfigError(f"{key} is not a number (nan).")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError(f"{key}={unparse(value)}; allowed: finite numbers. ({meta['doc']})")
             if low is not None and item < low or high is not None and item > high:
-                span = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
-                raise ConfigError(f"{key}={value} is out of range; allowed: {span}{' ' + meta['unit'] if meta['unit'] else ''}. ({meta['doc']})")
+                unit = " " + meta["unit"] if meta["unit"] else ""
+                raise ConfigError(f"{key}={unparse(value)} is out of range; allowed: {span(low, high)}{unit}. ({meta['doc']})")
             if choices is not None and item not in choices:
-                raise ConfigError(f"{key}={value!r} is not allowed; allowed: {', '.join(map(str, choices))}.{nearest(str(item), map(str, choices))}")
+                raise ConfigError(f"{key}={unparse(value)}; allowed: {', '.join(map(str, choices))}.{nearest(str(item), map(str, choices))}")
     if hasattr(config, "check"):
         config.check(where)

@@ -2,11 +2,9 @@
 
 import math
 
-import ml_collections
-
 from ptm import config as config_lib
 from ptm import fields, log, optim, parallel, text
-from ptm.config import Config
+from ptm.config import Config, ConfigDict
 from ptm.evals import EVALS
 from ptm.fields import ConfigError
 from ptm.models import MODELS
@@ -27,24 +25,40 @@ def streams(config: Config) -> int:
 def check(config: Config) -> None:
     """Refuses combinations that no section can see alone; needs no data and compiles nothing. Raises ConfigError."""
     model, objective, train = config.model, config.objective, config.train
+    if hasattr(objective, "raw_length"):
+        objective.raw_length(config.data.length)  # refuses lengths that no text fits
     lengths = objective.lengths(config.data.length)
     if model.max_length is not None and max(lengths["L"], lengths.get("I", 0)) > model.max_length:
         raise ConfigError(
             f"data.length={config.data.length} exceeds the model's positions, model.max_length={model.max_length}. "
-            f"Set --config.data.length={model.max_length} or less, or --config.model.max_length={config.data.length}."
+            f"Set --config.data.length={model.max_length} or less, or --config.model.max_length={config.data.length} or more."
         )
     kinds = OBJECTIVES[objective.name].build.kinds
     if model.kind not in kinds:
         fitting = [name for name, entry in OBJECTIVES.items() if model.kind in entry.build.kinds]
-        raise ConfigError(f"objective {objective.name} trains models of kind {', '.join(kinds)}, but {model.name} is {model.kind}; objectives that fit: {', '.join(fitting)}.")
-    if train.batch_size % train.microbatches:
-        raise ConfigError(f"train.microbatches={train.microbatches} does not divide train.batch_size={train.batch_size}.")
-    if train.batch_size % streams(config):
-        raise ConfigError(f"data.streams={config.data.streams} does not divide train.batch_size={train.batch_size}.")
-    if config.schedule.warmup_steps >= train.steps and config.schedule.warmup_steps:
-        raise ConfigError(f"schedule.warmup_steps={config.schedule.warmup_steps} leaves no step of train.steps={train.steps} after the warm-up.")
-    if not config.checkpoint.metric.startswith(tuple(f"{name}/" for name in config.evals)) and config.evals and config.checkpoint.keep_best:
-        raise ConfigError(f"checkpoint.metric={config.checkpoint.metric} belongs to no eval; metrics are named EVAL/METRIC with EVAL one of: {', '.join(config.evals)}.")
+        raise ConfigError(
+            f"objective {objective.name} trains models of kind {', '.join(kinds)}, but model {model.name} is of kind {model.kind}. "
+            f"Objectives that fit it: {', '.join(fitting)}; choose one in the recipe."
+        )
+    for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
+        if train.batch_size % parts:
+            divisors = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
+            raise ConfigError(f"{key}={parts} does not divide train.batch_size={train.batch_size}; allowed: {', '.join(map(str, divisors))}.")
+    warmup = config.schedule.warmup_steps
+    if warmup and warmup >= train.steps:
+        raise ConfigError(
+            f"schedule.warmup_steps={warmup} leaves no step of train.steps={train.steps} after the warm-up; allowed: 0 to {train.steps - 1}. "
+            f"Lower --config.schedule.warmup_steps or raise --config.train.steps."
+        )
+    if config.log.profile and config.log.profile[0] >= train.steps:
+        raise ConfigError(f"log.profile={fields.unparse(config.log.profile)} begins after the last step; allowed: steps from 0 to {train.steps - 1} (train.steps={train.steps}).")
+    metric = config.checkpoint.metric
+    if config.evals and config.checkpoint.keep_best and not metric.startswith(tuple(f"{name}/" for name in config.evals)):
+        hint = fields.nearest(metric.partition("/")[0], config.evals)
+        raise ConfigError(
+            f"checkpoint.metric={metric} belongs to no eval; metrics are named EVAL/METRIC with EVAL one of: {', '.join(config.evals)}.{hint} "
+            f"--config.checkpoint.keep_best=0 compares none."
+        )
     fields.lookup(optim.OPTIMIZERS, config.optimizer.name, "optimizer.name")
     fields.lookup(optim.SCHEDULES, config.schedule.name, "schedule.name")
     fields.lookup(text.TOKENIZERS, config.tokenizer.kind, "tokenizer.kind")
@@ -52,11 +66,11 @@ def check(config: Config) -> None:
     for writer in config.log.writers:
         fields.lookup(log.WRITERS, writer, "log.writers")
     if config.init != "scratch" and not config.init.startswith("ckpt:"):
-        raise ConfigError(f"init={config.init!r}; allowed: scratch, ckpt:DIR[@STEP|@best|@ema].")
+        raise ConfigError(f"init={config.init}; allowed: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN].{fields.nearest(config.init, ('scratch',))}")
 
 
-def resolve(config: ml_collections.ConfigDict | dict | Config) -> Config:
-    """The checked Config of a ConfigDict, of its JSON, or of itself."""
-    resolved = config if isinstance(config, Config) else config_lib.resolve(config, REGISTRIES)
+def resolve(config: ConfigDict | dict | Config) -> Config:
+    """The checked Config of a ConfigDict, of its JSON, or of itself. Raises ConfigError."""
+    resolved = config_lib.resolve(config_lib.to_dict(config) if isinstance(config, Config) else config, REGISTRIES)
     check(resolved)
     return resolved

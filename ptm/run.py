@@ -8,18 +8,18 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from ptm import checkpoint, models, optim, parallel, registry, text, tree
 from ptm import state as state_lib
-from ptm.config import Config
+from ptm.config import Config, ConfigDict
 from ptm.data import documents, pipeline
 from ptm.data.loader import Loader
 from ptm.evals import EVALS
@@ -46,13 +46,15 @@ class Run:
 
     @functools.cached_property
     def train_step(self) -> Callable[[state_lib.State, Any], tuple[state_lib.State, Any]]:
-        """The compiled step (state, batch) -> (state, metrics); the state's buffers are given up."""
+        """The compiled step (state, batch) -> (state, metrics); accelerators give up the old state's buffers."""
         step = functools.partial(
             state_lib.train_step, model=self.model, objective=self.objective, transform=self.optimizer.transform,
             learning_rate=self.optimizer.learning_rate, train=self.config.train, seed=self.config.seed, norms=self.config.log.norms,
         )  # fmt: skip
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=(shardings, self.layout.replicated()), donate_argnums=0)
+        # Not on CPU: there XLA copies whatever of a donated buffer it reads twice, which costs more than the memory is worth.
+        donated = () if self.layout.mesh.devices.flat[0].platform == "cpu" else (0,)
+        return jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=(shardings, self.layout.replicated()), donate_argnums=donated)
 
     @functools.cached_property
     def eval_step(self) -> Callable[[Any, Any], Any]:
@@ -77,12 +79,12 @@ class Run:
         """Global device arrays of this process's rows of a batch."""
         return parallel.to_device(batch, self.layout, batch_size=batch_size, rows=rows)
 
-    def loader(self) -> Loader:
-        """The training batches, from the first."""
+    def loader(self, *, rows: Sequence[int] | None = None) -> Loader:
+        """The training batches, from the first: `rows` of each, by default those that this process supplies."""
         train = self.config.train
         return Loader(
             self.config.data, featurizer=self.objective, tokenizer=self.tokenizer, seed=self.config.seed, batch_size=train.batch_size,
-            streams=registry.streams(self.config), rows=parallel.local_rows(self.layout, train.batch_size),
+            streams=registry.streams(self.config), rows=parallel.local_rows(self.layout, train.batch_size) if rows is None else rows,
         )  # fmt: skip
 
     def validation(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
@@ -113,9 +115,10 @@ class Run:
 
 
 def make_tokenizer(config: Config, workdir: Path | None) -> Any:
-    """The run's tokenizer: the workdir's if it has one, else from `tokenizer.path`, else trained on the training split; kept in the workdir."""
+    """The run's tokenizer: the workdir's if the run has started, else from `tokenizer.path`, else trained on the training split; kept in the workdir."""
     folder = None if workdir is None else workdir / "tokenizer"
-    if folder is not None and folder.is_dir():
+    # Without a config.json beside it the folder is of a start that was refused or cut, perhaps under another config.
+    if folder is not None and folder.is_dir() and (workdir / "config.json").is_file():
         return text.load(str(folder))
     c = config.tokenizer
     texts = None if c.path else documents.training_texts(config.data, limit_bytes=c.train_bytes)
@@ -125,6 +128,7 @@ def make_tokenizer(config: Config, workdir: Path | None) -> Any:
     if folder is not None and jax.process_index() == 0:
         partial = folder.with_name("tokenizer.partial")
         tokenizer.save(str(partial))
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     return tokenizer
 
@@ -138,13 +142,15 @@ def use_compile_cache(cache: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def setup(config: ml_collections.ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None) -> Run:
+def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None) -> Run:
     """The Run of a config; trains or reads the tokenizer, makes no array. Raises ConfigError for anything that cannot run."""
     config = registry.resolve(config)
     workdir = None if workdir is None else Path(workdir)
     use_compile_cache(config.compute.cache)
     layout = parallel.make_layout(config.mesh, devices=devices)
     parallel.check_batch(layout, config.train.batch_size // config.train.microbatches, "train.batch_size / train.microbatches")
+    for name, options in config.evals.items():
+        parallel.check_batch(layout, options.batch_size or config.train.batch_size, f"evals.{name}.batch_size" if options.batch_size else "train.batch_size")
     tokenizer = make_tokenizer(config, workdir)
     given = config.model.vocab_size
     if given is not None and given < tokenizer.vocab_size:
@@ -182,7 +188,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def load(spec: str, *, devices: list | None = None) -> tuple[Run, Any]:
-    """(run, parameters) of `ckpt:DIR[@STEP|@best|@ema]`, ready to evaluate or predict.
+    """(run, parameters) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`, ready to evaluate or predict.
 
     Raises ConfigError if there is no such checkpoint, or if it was made with another tokenizer than the workdir's.
     """
@@ -197,16 +203,18 @@ def reopen(spec: str, *, devices: list | None = None) -> Run:
 
 
 def load_params(spec: str, run: Run) -> tuple[Any, int]:
-    """(parameters, step) of `ckpt:DIR[@STEP|@best|@ema]`, placed as `run` places them. Raises ConfigError if they do not fit its model or tokenizer."""
-    checkpoints, step, which = checkpoint.open_spec(spec)
+    """(parameters, newest step) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`, placed as `run` places them. Raises ConfigError if they do not fit it."""
+    checkpoints, steps, which = checkpoint.open_spec(spec)
     with checkpoints:
-        made_with = checkpoints.meta(step)["tokenizer"]
+        made_with = checkpoints.meta(steps[0])["tokenizer"]
         if made_with != run.tokenizer.fingerprint:
             raise ConfigError(
                 f"{spec} was made with another tokenizer (fingerprint {made_with[:12]}) than this run's ({run.tokenizer.fingerprint[:12]}). "
                 f"Set --config.tokenizer.path={checkpoints.folder.parent / 'tokenizer'}."
             )
-        return checkpoints.restore_params(step, run.abstract_params, which=which), step
+        if len(steps) > 1:
+            return checkpoints.average(steps, run.abstract_params, which=which), steps[0]
+        return checkpoints.restore_params(steps[0], run.abstract_params, which=which), steps[0]
 
 
 def open_checkpoints(run: Run, folder: Path, *, read_only: bool = False) -> checkpoint.Checkpoints:

@@ -1,21 +1,48 @@
 """What a model has learned, for a person to read: text that goes on, blanks and spans that are filled."""
 
+import contextlib
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ptm.data import pipeline
 from ptm.generate.sampling import generate
 from ptm.run import Run
 
+ROWS = 3
+
 
 def sample(run: Run, params: Any) -> str:
-    """Lines that show the model at its own objective, on text of the validation split."""
-    batch = jax.tree.map(np.asarray, jax.device_get(next(run.validation(run.config.train.batch_size))))
+    """Lines that show the model at its own objective, on text of the validation split (of the training split for a run without evals).
+
+    Empty where there is nothing to show: an encoder that was trained left to right. All processes of a run must call it.
+    """
     if run.model.config.kind == "encoder_decoder":
-        return _filled_spans(run, params, batch)
-    return _filled_blanks(run, params, batch) if "target_index_BS" in batch else _continuation(run, params, batch)
+        return _filled_spans(run, params)
+    if run.model.config.kind == "decoder":
+        return _continuation(run, params)
+    return _filled_blanks(run, params) if run.objective.mask == "full" else ""
+
+
+def _first_rows(run: Run) -> dict[str, np.ndarray]:
+    """ROWS rows, or more where the devices split a batch into more: the same on all processes."""
+    shape, config = run.layout.mesh.shape, run.config
+    parts = shape["data"] * shape["fsdp"]
+    rows = -(-ROWS // parts) * parts
+    if not config.evals:
+        with contextlib.closing(run.loader(rows=range(config.train.batch_size))) as loader:
+            batch = next(loader)
+        return {name: np.resize(values, (rows, *values.shape[1:])) for name, values in batch.items()}
+    return next(pipeline.validation_batches(config.data, featurizer=run.objective, tokenizer=run.tokenizer, seed=config.seed, batch_size=rows))
+
+
+def _generate(run: Run, params: Any, prompt: dict[str, np.ndarray], *, new_tokens: int, temperature: float) -> np.ndarray:
+    options = {"new_tokens": new_tokens, "vocab_size": run.tokenizer.vocab_size, "temperature": temperature}
+    made = jax.jit(functools.partial(generate, run.model, **options), out_shardings=run.layout.replicated())
+    return np.asarray(made(params, prompt, rng=jax.random.key(run.config.seed)))
 
 
 def _first_segment(batch: dict[str, np.ndarray], row: int, name: str = "segments_BL") -> slice:
@@ -27,63 +54,67 @@ def _cut(ids: np.ndarray, end: int | None) -> np.ndarray:
     return ids[: ends[0]] if len(ends) else ids
 
 
+def _pieces(run: Run, ids: np.ndarray) -> list[str]:
+    """Pieces of a vocabulary, line breaks and other control characters spelt out."""
+    return ["".join(c if c.isprintable() else repr(c)[1:-1] for c in piece) for piece in run.tokenizer.pieces(ids)]
+
+
 def _readable(text: str) -> str:
-    return "    " + text.strip().replace("\n", "\n    ")
+    """Indented; what a terminal would obey instead of show, such as escape sequences, is replaced."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "    " + shown.strip().replace("\n", "\n    ")
 
 
-def _continuation(run: Run, params: Any, batch: dict[str, np.ndarray]) -> str:
+def _continuation(run: Run, params: Any) -> str:
+    batch = _first_rows(run)
     tokens = batch["tokens_BL"][0][_first_segment(batch, 0)]
-    prompt = tokens[: max(1, min(len(tokens), run.config.data.length // 4))][None]
-    new_tokens = run.config.data.length - prompt.shape[1]
-    inputs = {"tokens_BL": prompt, "segments_BL": np.ones_like(prompt), "positions_BL": np.arange(prompt.shape[1])[None]}
-    ids = generate(
-        run.model, params, jax.tree.map(jnp.asarray, inputs), new_tokens=new_tokens, vocab_size=run.tokenizer.vocab_size, temperature=0.8,
-        rng=jax.random.key(run.config.seed),
-    )  # fmt: skip
-    text = run.tokenizer.decode(_cut(np.asarray(ids[0]), run.tokenizer.eos_id))
-    return f"  prompt from the validation split:\n{_readable(run.tokenizer.decode(prompt[0]))}\n  generated (temperature 0.8):\n{_readable(text)}"
+    prompt = np.tile(tokens[: max(1, min(len(tokens), run.config.data.length // 4))], (len(batch["tokens_BL"]), 1))
+    inputs = {"tokens_BL": prompt, "segments_BL": np.ones_like(prompt), "positions_BL": np.broadcast_to(np.arange(prompt.shape[1], dtype=np.int32), prompt.shape)}
+    ids = _generate(run, params, inputs, new_tokens=run.config.data.length - prompt.shape[1], temperature=0.8)
+    text = run.tokenizer.decode(_cut(ids[0], run.tokenizer.eos_id))
+    return f"  prompt:\n{_readable(run.tokenizer.decode(prompt[0]))}\n  generated (temperature 0.8):\n{_readable(text)}"
 
 
-def _filled_blanks(run: Run, params: Any, batch: dict[str, np.ndarray], rows: int = 3) -> str:
-    hidden = run.model.hidden(params, jax.tree.map(jnp.asarray, batch), mask=run.objective.mask).hidden_BLD
+def _filled_blanks(run: Run, params: Any) -> str:
+    batch = _first_rows(run)
+
+    def guess(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        hidden_BLD = run.model.hidden(params, batch, mask=run.objective.mask).hidden_BLD
+        logits_BLV = run.model.logits(params, hidden_BLD, head=run.objective.heads[0])
+        return jnp.argmax(logits_BLV[..., : run.tokenizer.vocab_size], axis=-1)
+
+    guesses_BL = np.asarray(jax.jit(guess, out_shardings=run.layout.replicated())(params, batch))
     lines = []
-    for row in range(min(rows, len(hidden))):
+    for row in range(ROWS):
         part = _first_segment(batch, row)
-        pieces = run.tokenizer.pieces(batch["tokens_BL"][row][part])
+        pieces = _pieces(run, batch["tokens_BL"][row][part])
         for index in np.flatnonzero(batch["weights_BL"][row][part]):
-            logits = run.model.logits(params, hidden[row, index][None, None], head="mlm")[0, 0]
-            guess = int(jnp.argmax(logits[: run.tokenizer.vocab_size]))
-            truth = int(batch["targets_BL"][row][index])
-            names = run.tokenizer.pieces(np.asarray([guess, truth]))
-            pieces[index] = f"[{names[0]}]" if guess == truth else f"[{names[0]}, not {names[1]}]"
+            truth, guessed = _pieces(run, (batch["targets_BL"][row][index], guesses_BL[row][index]))
+            pieces[index] = f"[{truth}]" if guessed == truth else f"[{guessed}, not {truth}]"
         lines.append(_readable(" ".join(pieces[:48])))
     return "  filled blanks (in brackets; wrong ones with the true piece):\n" + "\n".join(lines)
 
 
-def _filled_spans(run: Run, params: Any, batch: dict[str, np.ndarray], rows: int = 3) -> str:
+def _filled_spans(run: Run, params: Any) -> str:
+    batch = _first_rows(run)
+    start = np.full((len(batch["tokens_BL"]), 1), run.tokenizer.pad_id, np.int32)
+    prompt = {
+        "inputs_BI": batch["inputs_BI"], "input_segments_BI": np.int32(batch["input_segments_BI"] == 1),
+        "tokens_BL": start, "segments_BL": np.ones_like(start), "positions_BL": np.zeros_like(start),
+    }  # fmt: skip
+    ids = _generate(run, params, prompt, new_tokens=run.config.data.length, temperature=0.0)
     lines = []
-    for row in range(min(rows, len(batch["tokens_BL"]))):
-        inputs = batch["inputs_BI"][row][_first_segment(batch, row, "input_segments_BI")][None]
-        targets = batch["targets_BL"][row][_first_segment(batch, row)]
-        start = np.full((1, 1), run.tokenizer.pad_id, np.int32)
-        prompt = {
-            "inputs_BI": inputs, "input_segments_BI": np.ones_like(inputs), "tokens_BL": start, "segments_BL": np.ones_like(start),
-            "positions_BL": np.zeros_like(start),
-        }  # fmt: skip
-        ids = generate(
-            run.model, params, jax.tree.map(jnp.asarray, prompt), new_tokens=len(targets), vocab_size=run.tokenizer.vocab_size, temperature=0.0,
-            rng=jax.random.key(0),
-        )  # fmt: skip
-        shown = {"input": inputs[0], "target": targets, "filled": np.asarray(ids[0])}
-        lines += [f"    {name}: {run.tokenizer.decode(_cut(value, run.tokenizer.eos_id))[:300].strip()}" for name, value in shown.items()]
+    for row in range(ROWS):
+        inputs, targets = batch["inputs_BI"][row][_first_segment(batch, row, "input_segments_BI")], batch["targets_BL"][row][_first_segment(batch, row)]
+        shown = {"input": inputs, "target": targets, "filled": ids[row]}
+        lines += [_readable(f"{name}: {run.tokenizer.decode(_cut(value, run.tokenizer.eos_id))[:300].strip()}") for name, value in shown.items()]
     return "  filled spans (greedy):\n" + "\n".join(lines)
 
 
 def show_batch(run: Run, rows: int) -> str:
     """The first `rows` rows of the first training batch, decoded: pieces by segment, what is predicted, padding."""
-    loader = run.loader()
-    batch = next(loader)
-    loader.close()
+    with contextlib.closing(run.loader()) as loader:
+        batch = next(loader)
     return "\n\n".join(_show_row(run, {name: value[row] for name, value in batch.items()}, row) for row in range(min(rows, len(batch["tokens_BL"]))))
 
 
@@ -96,11 +127,11 @@ def _show_row(run: Run, row: dict[str, np.ndarray], number: int) -> str:
         lines.append(f"  {name}: {real} of {length} positions, {length - real} padding, {int(row[segments].max())} segments")
         for segment in range(1, int(row[segments].max()) + 1):
             here = row[segments] == segment
-            pieces = run.tokenizer.pieces(row[name][here])
+            pieces = _pieces(run, row[name][here])
             lines.append(f"    segment {segment}, positions {row[segments.replace('segments', 'positions')][here].min()}..{row[segments.replace('segments', 'positions')][here].max()}")
             lines.append(f"      tokens   {' '.join(pieces)}")
             if name == "tokens_BL":
-                targets, weights = run.tokenizer.pieces(row["targets_BL"][here]), row["weights_BL"][here]
+                targets, weights = _pieces(run, row["targets_BL"][here]), row["weights_BL"][here]
                 lines.append(f"      targets  {' '.join(piece if weight else '.' for piece, weight in zip(targets, weights))}")
                 lines.append(f"      predicted positions {int((weights > 0).sum())} of {len(weights)}, attention {run.objective.mask}")
     return "\n".join(lines)

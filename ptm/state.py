@@ -28,13 +28,13 @@ def make(params: Any, transform: optax.GradientTransformation, train: Train) -> 
         state["ema"] = jax.tree.map(jnp.array, params)
     if train.skip_sigma is not None:
         zeros = jnp.zeros((train.skip_window,), jnp.float32)
-        state["window"] = {"loss": zeros, "norm": zeros, "count": jnp.int32(0), "skipped": jnp.int32(0)}
+        state["window"] = {"loss": zeros, "norm": zeros, "count": jnp.int32(0), "skipped": jnp.int32(0), "in_a_row": jnp.int32(0)}
     return state
 
 
 def safe_ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
     """total / weight, 0 where the weight is 0."""
-    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+    return jnp.where(weight != 0, total / jnp.where(weight != 0, weight, 1.0), 0.0)
 
 
 def weighted_sum(objective: Objective, totals: dict[str, jax.Array], weights: dict[str, jax.Array]) -> jax.Array:
@@ -124,7 +124,8 @@ def train_step(
 ) -> tuple[State, Metrics]:  # fmt: skip
     """One step: gradient of the batch, update, metrics. A step whose loss or gradient is not finite, or a spike, changes no parameter.
 
-    Metrics are scalars but for `nonfinite`: one flag per parameter group in the order of `group_names`.
+    Metrics are scalars, among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `nonfinite`, a flag
+    per parameter group in the order of `group_names`.
     """
     params = state["params"]
     rng = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -144,10 +145,12 @@ def train_step(
     new_params = optax.apply_updates(params, updates)
     new = {"step": state["step"] + 1, "params": choose(new_params, params), "opt_state": choose(opt_state, state["opt_state"])}
     if "ema" in state:
-        new["ema"] = jax.tree.map(lambda average, p: average + (1 - train.ema_decay) * (p - average), state["ema"], new["params"])
+        moved = jax.tree.map(lambda average, p: average + (1 - train.ema_decay) * (p - average), state["ema"], new["params"])
+        new["ema"] = choose(moved, state["ema"])
     if "window" in state:
         slid = choose(_slide(state["window"], loss, grad_norm), state["window"])
-        new["window"] = slid | {"skipped": state["window"]["skipped"] + ~accepted}
+        in_a_row = jnp.where(accepted, 0, state["window"]["in_a_row"] + 1)
+        new["window"] = slid | {"skipped": state["window"]["skipped"] + ~accepted, "in_a_row": in_a_row}
     if "carry" in state:
         new["carry"] = carry
 
@@ -159,7 +162,7 @@ def train_step(
     if norms:
         groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}
         metrics |= {f"{kind}/{name}": norm for kind, table in groups.items() for name, norm in table.items()}
-    metrics["accepted"] = accepted
+    metrics["skips"] = new["window"]["in_a_row"] if "window" in new else jnp.int32(~accepted)
     metrics["nonfinite"] = jnp.stack([~jnp.isfinite(norm) for norm in grad_norms.values()])
     return new, metrics
 

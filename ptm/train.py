@@ -21,7 +21,8 @@ from ptm.run import Run
 
 FINISHED, INTERRUPTED = 0, 75
 FIXED = ("model", "tokenizer", "objective", "data", "seed")  # may not change on resume
-ASK = ("optimizer", "schedule", "init")  # may change on resume only if the user names the key
+ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
+FREE = ("train.steps", "train.microbatches")  # but these may: a run can grow, and parts of a batch give the same gradient
 
 
 def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None) -> int:
@@ -31,57 +32,54 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     gradient stops being finite.
     """
     started = time.monotonic()
-    compiles = log_lib.CompileEvents()
     config, workdir = registry.resolve(config), Path(workdir)
-    _check_resume(config, workdir, allow_change)
-    workdir.mkdir(parents=True, exist_ok=True)
-    run = run_lib.setup(config, workdir=workdir, devices=devices)
-    steps, rows = config.train.steps, parallel.local_rows(run.layout, config.train.batch_size)
-    progress, timer = log_lib.Progress(steps), log_lib.StepTimer()
+    changes = _check_resume(config, workdir, allow_change)
+    steps, primary = config.train.steps, jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
+        compiles = stack.enter_context(contextlib.closing(log_lib.CompileEvents()))
+        progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
+        stop = stack.enter_context(_signals(progress))
+        workdir.mkdir(parents=True, exist_ok=True)
+        run = run_lib.setup(config, workdir=workdir, devices=devices)
+        rows, groups = parallel.local_rows(run.layout, config.train.batch_size), state_lib.group_names(run.abstract_params)
         checkpoints = stack.enter_context(run_lib.open_checkpoints(run, workdir / "ckpt"))
         loader = stack.enter_context(contextlib.closing(run.loader()))
         latest = checkpoints.newest_valid()
         if latest is None:
-            start, state, history = 0, run.init_state(_initial_params(run)), []
+            start, state = 0, run.init_state(_initial_params(run, progress))
         else:
             state, streams, meta = checkpoints.restore(latest, run.abstract_state)
             _check_unchanged(run, meta)
             loader.restore(streams)
-            start, history = latest, meta["history"]
-            progress.message(f"{workdir} is finished: step {latest} of {steps}." if latest >= steps else f"Continuing {workdir} from step {latest} of {steps}.")
-        history = [*history, describe.session(run, start)]
+            start = latest
+            progress.message(f"{workdir} is finished: step {start} of {steps}." if start == steps else f"Continuing {workdir} from step {start} of {steps}.")
+        history = [*describe.history(workdir), describe.session(run, start, changes)]
         progress.message(describe.write(run, history))
-        primary = jax.process_index() == 0
         flat = config_lib.flatten(config)
         log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
         about = {"tokenizer": run.tokenizer.fingerprint, "data": pipeline.fingerprint(config.data), "config": config_lib.to_dict(config), "history": history}
-        groups = state_lib.group_names(run.abstract_params)
-        skipped, evaluated = 0, {}
 
         def record(done: int, metrics: dict[str, Any], stats: dict[str, float]) -> None:
-            """Looks at the metrics of a finished step: stops the run on a bad one, writes a row if one is due."""
-            nonlocal skipped
-            accepted, nonfinite = bool(metrics.pop("accepted")), metrics.pop("nonfinite")
+            """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
+            skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
             timer.mark(done)
-            skipped = 0 if accepted else skipped + 1
-            if skipped and (config.train.skip_sigma is None or skipped >= config.train.max_skips):
-                checkpoints.wait()
-                raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skipped))
-            if skipped or done % config.log.every == 0 or done in (1, steps):
+            if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                log.metrics(done, values | {"skipped": float(not accepted)} | stats)
+                log.metrics(done, stats | values | {"skipped": float(skips > 0)})
                 speed = _speed(run, timer.step_time)
                 log.timing(done, speed | compiles.totals() | log_lib.memory())
                 progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
+            if skips and (config.train.skip_sigma is None or skips >= config.train.max_skips):
+                checkpoints.wait()
+                raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
 
-        done, stop = start, stack.enter_context(_signals(progress))
-        profile = stack.enter_context(_profile(config.log.profile, workdir))
+        timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
+        done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
         for step in range(start, steps):
             batch = run.to_device(next(loader), batch_size=config.train.batch_size, rows=rows)
-            profile(step)
+            profile(step, pending)
             state, metrics = run.train_step(state, batch)
             if pending is not None:
                 record(*pending)
@@ -89,55 +87,62 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
             pending = (done, dict(metrics), loader.stats())
             if step == start:
                 jax.block_until_ready(metrics)
-                totals = compiles.totals()
-                progress.message(
-                    f"First step done {time.monotonic() - started:.1f} s after the start; {totals['compiles']:.0f} compilations took "
-                    f"{totals['compile_seconds']:.1f} s, {totals['cache_hits']:.0f} of them from the cache."
-                )
+                progress.message(_first_step(time.monotonic() - started, compiles.totals()))
             due_evals = [name for name, options in config.evals.items() if done % options.every == 0 or done == steps]
-            due_save = done % config.checkpoint.every == 0 or done == steps or stop.requested
-            if due_evals or due_save:
+            due_save = done % config.checkpoint.every == 0 or done == steps
+            if due_evals or due_save or stop.requested:
                 record(*pending)
                 pending = None
                 timer.pause()
+            results: dict[str, float] = {}
             for name in due_evals:
                 values = run.evaluate(name, state["params"])
-                evaluated |= values
+                results |= values
                 log.metrics(done, values)
-                progress.message(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items() if not key.endswith("/tokens")))
-            if due_save:
+                progress.message(_eval_line(done, name, values))
+            evaluated |= results
+            stopping = stop.requested and pending is None  # a signal after the look above waits for the next step
+            if due_save or stopping:
                 log.flush()
-                checkpoints.save(done, state, streams=loader.state(), meta=about | {"step": done}, metrics=evaluated if due_evals else None)
-            if stop.requested:
+                checkpoints.save(done, state, streams=loader.state(), meta=about | {"step": done}, metrics=results)
+            if stopping:
                 break
         checkpoints.wait()
         progress.close()
         if done < steps:
             progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")
             return INTERRUPTED
-        print(describe.summary(run, state["params"], evaluated or _last_evals(config, workdir), time.monotonic() - started), flush=True)
+        summary = describe.summary(run, state["params"], evaluated or _last_evals(config, workdir), time.monotonic() - started)
+        if primary:
+            print(summary, flush=True)
     return FINISHED
 
 
-def _initial_params(run: Run) -> Any:
+def _initial_params(run: Run, progress: log_lib.Progress) -> Any:
     if run.config.init == "scratch":
         return run.init_params()
-    return run_lib.load_params(run.config.init, run)[0]
+    params, step = run_lib.load_params(run.config.init, run)
+    progress.message(f"Parameters of step {step} from {run.config.init}.")
+    return params
 
 
-def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> None:
-    """Refuses to continue a workdir under a config that means another run."""
+def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """What changed since the workdir's last start, key -> (old, new). Refuses to continue a workdir under a config that means another run."""
     if not (workdir / "config.json").is_file():
-        return
+        return {}
     changes = config_lib.diff(run_lib.read_config(workdir), config)
     bad = [key for key in changes if key.split(".")[0] in FIXED]
-    ask = [key for key in changes if key.split(".")[0] in ASK and key not in allow_change]
+    ask = [key for key in changes if key.split(".")[0] in ASK and key not in FREE and key not in allow_change]
     if bad or ask:
         lines = [f"  {key}: {changes[key][0]!r} -> {changes[key][1]!r}" + (f"   (allowed with --allow_change={key})" if key in ask else "") for key in bad + ask]
         raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir, or undo these changes:\n" + "\n".join(lines))
+    return changes
 
 
 def _check_unchanged(run: Run, meta: dict[str, Any]) -> None:
+    """Refuses to continue a checkpoint on other data, with another tokenizer, or beyond the end of the run."""
+    if meta["step"] > run.config.train.steps:
+        raise ConfigError(f"{run.workdir} is at step {meta['step']} already, train.steps={run.config.train.steps} is less; a run may grow, not shrink. Use a new --workdir.")
     now = pipeline.fingerprint(run.config.data)
     if meta["data"] != now:
         raise ConfigError(f"the data of {run.workdir} changed since step {meta['step']}: fingerprint {meta['data'][:12]} -> {now[:12]}. Restore the files, or use a new --workdir.")
@@ -152,31 +157,52 @@ def _speed(run: Run, step_time: float | None) -> dict[str, float]:
     return log_lib.throughput(step_time, tokens=run.tokens_per_step(), forward_flops=run.forward_flops(), device_kind=device, devices=run.layout.mesh.size)
 
 
-def _failure(done: int, metrics: dict, nonfinite: Any, groups: list[str], good: int | None, skipped: int) -> str:
+def _first_step(seconds: float, compiled: dict[str, float]) -> str:
+    return (
+        f"First step done {log_lib.duration(seconds)} after the start; {compiled['compiles']:.0f} compilations took "
+        f"{log_lib.duration(compiled['compile_seconds'])}, {compiled['cache_hits']:.0f} of them from the cache."
+    )
+
+
+def _eval_line(done: int, name: str, values: dict[str, float]) -> str:
+    shown = (f"{key.removeprefix(name + '/').replace('_', ' ')} {value:.4f}" for key, value in values.items() if not key.endswith("/tokens"))
+    return f"step {done:,}, {name}: {', '.join(shown)}"
+
+
+def _failure(done: int, metrics: dict, nonfinite: Any, groups: list[str], good: int | None, skips: int, train: config_lib.Train) -> str:
     offending = [name for name, bad in zip(groups, nonfinite) if bad]
     where = f"not finite in the gradient of: {', '.join(offending)}" if offending else "all gradients are finite"
-    what = "stopped at step" if skipped == 1 else f"{skipped} steps in a row were skipped up to step"
+    if train.skip_sigma is None:
+        what, advice = f"stopped at step {done}", ", or skip such steps with --config.train.skip_sigma=6"
+    else:
+        what, advice = f"{skips} steps in a row were skipped up to step {done}", ", or raise --config.train.skip_sigma or --config.train.max_skips"
     return (
-        f"{what} {done}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; {where}. "
-        f"Last good checkpoint: {'none' if good is None else f'step {good}'}. "
-        "Lower --config.optimizer.learning_rate, or skip such steps with --config.train.skip_sigma=6."
+        f"{what}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; {where}. "
+        f"Last good checkpoint: {'none' if good is None else f'step {good}'}. Lower --config.optimizer.learning_rate{advice}."
     )
 
 
 class _Stop:
+    """What the signals ask for; `running` while there are steps to finish and to save."""
+
+    running = False
     requested = False
 
 
 @contextlib.contextmanager
 def _signals(progress: log_lib.Progress) -> Iterator[_Stop]:
-    """SIGTERM and SIGINT ask for a stop after the step; a second SIGINT exits at once."""
+    """SIGTERM and SIGINT ask for a stop after the step; before the first one, and on a second SIGINT, they end the process at once."""
     stop = _Stop()
 
     def handle(number: int, _: Any) -> None:
+        name = signal.Signals(number).name
+        if not stop.running:
+            progress.message(f"{name} before the first step: nothing is lost. Start the same command again.")
+            os._exit(INTERRUPTED)
         if stop.requested and number == signal.SIGINT:
             os._exit(INTERRUPTED)
         stop.requested = True
-        progress.message(f"{signal.Signals(number).name}: finishing the step and saving.")
+        progress.message(f"{name}: finishing the step and saving.")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -188,15 +214,16 @@ def _signals(progress: log_lib.Progress) -> Iterator[_Stop]:
 
 @contextlib.contextmanager
 def _profile(steps: tuple[int, ...], workdir: Path) -> Iterator[Any]:
-    """A function to call before each step, which traces the steps of the window into the workdir."""
+    """A function (step, what the step before gives) to call before each step; it traces the steps of the window into the workdir."""
     active = False
 
-    def at(step: int) -> None:
+    def at(step: int, before: Any) -> None:
         nonlocal active
         if steps and not active and step == steps[0]:
             jax.profiler.start_trace(str(workdir / "profile"))
             active = True
         elif active and step == steps[1] + 1:
+            jax.block_until_ready(before)
             jax.profiler.stop_trace()
             active = False
 

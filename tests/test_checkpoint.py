@@ -379,13 +379,17 @@ def test_specs(tmp_path):
         for step, loss in ((10, 1.0), (20, 2.0)):
             checkpoints.save(step, make_state(step), streams={}, meta={}, metrics={"loss": loss})
     folder = tmp_path / "run@1/ckpt"
-    assert parse_spec(f"ckpt:{tmp_path}/run@1") == (folder, "latest", "params") == parse_spec(f"ckpt:{folder}")
-    assert parse_spec(f"ckpt:{folder}@10") == (folder, 10, "params")
-    for end, found in {"": (20, "params"), "@best": (10, "params"), "@ema": (20, "ema"), "@20": (20, "params")}.items():
+    assert parse_spec(f"ckpt:{tmp_path}/run@1") == (folder, "latest", "params", 1) == parse_spec(f"ckpt:{folder}")
+    assert parse_spec(f"ckpt:{folder}@10") == (folder, 10, "params", 1)
+    assert parse_spec(f"ckpt:{folder}@avg5") == (folder, "latest", "params", 5)
+    whole = {"": ([20], "params"), "@best": ([10], "params"), "@ema": ([20], "ema"), "@20": ([20], "params"), "@avg2": ([20, 10], "params")}
+    for end, found in whole.items():
         assert open_spec(f"ckpt:{tmp_path}/run@1{end}")[1:] == found
+    with pytest.raises(ConfigError, match="2 are valid, not 3; .*keep_latest=3"):
+        open_spec(f"ckpt:{folder}@avg3")
     flip(largest(folder / "20"))
     with pytest.warns(UserWarning, match="20 is damaged"):
-        reader, step, which = open_spec(f"ckpt:{folder}@ema")
+        reader, (step,), which = open_spec(f"ckpt:{folder}@ema")
     assert step == 10 and folder.joinpath("20").is_dir()
     assert_same(reader.restore_params(step, abstract(make_state(10)["params"]), which=which), make_state(10)["ema"])
     (tmp_path / "empty").mkdir()
@@ -394,6 +398,7 @@ def test_specs(tmp_path):
         "ckpt:": r"allowed: ckpt:DIR",
         f"ckpt:{folder}@bset": r"Did you mean 'best'",
         f"ckpt:{folder}@latest": r"allowed: ckpt:DIR",
+        f"ckpt:{folder}@avg0": r"Did you mean 'avg5'",
         f"ckpt:{folder}@30": r"no step 30 .*10, 20",
         f"ckpt:{tmp_path}/rum@1/x": r"there is no folder",
         f"ckpt:{tmp_path}/emty": r"Did you mean 'empty'",

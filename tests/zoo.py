@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import config, models, parallel
+from ptm import config, models, parallel, state, tree
 from ptm.data.batch import Document, keyed_rng
 from ptm.models import MODELS, bert, gpt, t5
 from ptm.nn.context import Context
@@ -15,14 +15,29 @@ from ptm.objectives import OBJECTIVES
 
 VOCAB = 48
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "vocab_size": VOCAB}
+T5 = {"head_dim": 8, "mlp_width": 64, "dropout": 0.0, "num_buckets": 8, "max_distance": 20}
 CONFIGS = {
     "gpt": gpt.Config(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0),
     "bert": bert.BertConfig(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0),
-    "t5": t5.Config(**SMALL, head_dim=8, mlp_width=64, dropout=0.0, num_buckets=8, max_distance=20),
-    "t5_1.1": t5.Config(**SMALL, head_dim=8, mlp_width=64, dropout=0.0, num_buckets=8, max_distance=20, gated=True, activation="gelu_tanh", tie_embeddings=False),
+    "t5": t5.Config(**SMALL, **T5),
+    "t5_1.1": t5.Config(**SMALL, **T5, gated=True, activation="gelu_tanh", tie_embeddings=False),
 }
 HOME = {"gpt": "causal", "bert": "mlm", "t5": "span_corruption", "t5_1.1": "span_corruption"}
 LENGTH, INPUTS = 16, 24
+
+
+def _known(option: str, value) -> bool:
+    """Whether this version of the compiler has an option; it refuses a whole program for one that it does not know."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+# These programs run once. Machine code that is not optimised takes a quarter of the time to compile and leaves the program's graph and shardings as they are.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+jit = functools.partial(jax.jit, compiler_options={option: value for option, value in QUICK.items() if _known(option, value)})
 
 
 class Vocabulary:
@@ -68,14 +83,24 @@ def model(family: str, *, heads=None, on: parallel.Layout | None = None, changes
 
 
 @functools.cache
-def params(family: str, heads=None, seed: int = 0, scale: float = 3.0):
+def shapes(name: str, *, heads: tuple[str, ...], **changes):
+    """The abstract parameters of a family's config with some keys changed."""
+    family = MODELS[name]
+    made = models.make(family.config(**changes), context=Context(layout()), heads=heads)
+    lengths = {"L": 8, "I": 8} if family.config.kind == "encoder_decoder" else {"L": 8}
+    return jax.eval_shape(functools.partial(made.init, lengths=lengths), jax.random.key(0))
+
+
+@functools.cache
+def params(family: str, heads=None):
     """Parameters drawn at random everywhere: biases and norms too, so that nothing hides behind a zero."""
     made = model(family, heads=heads)
-    lengths = {"L": LENGTH, "I": INPUTS} if made.config.kind == "encoder_decoder" else {"L": LENGTH}
-    tree = jax.jit(functools.partial(made.init, lengths=lengths))(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(structure, [scale * leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
+    encoder_decoder = made.config.kind == "encoder_decoder"
+    drawn = jit(functools.partial(made.init, lengths={"L": LENGTH, "I": INPUTS} if encoder_decoder else {"L": LENGTH}))(jax.random.key(0))
+    # T5 does not scale its attention logits, so its matrices stay as they begin: larger ones would only enlarge rounding.
+    scale = 1.0 if encoder_decoder else 3.0
+    flat = tree.paths(drawn)
+    return tree.unflatten({path: scale * leaf + 0.1 * keyed_rng(path).standard_normal(leaf.shape, np.float32) for path, leaf in flat.items()})
 
 
 def documents(count: int, *, length: int = 9, seed: int = 0) -> list[Document]:
@@ -95,19 +120,68 @@ def row(examples, lengths, fields) -> dict[str, np.ndarray]:
         assert sum(sizes) <= room, (sizes, room)
         for name in names:
             out[name] = np.full(room, fields[name].pad, fields[name].dtype)
-            out[name][: sum(sizes)] = np.concatenate([example[name] for example in examples])
+            out[name][: sum(sizes)] = np.concatenate([example[name] for example in examples] or [[]])
         out[segments] = np.concatenate([np.repeat(np.arange(1, len(sizes) + 1), sizes), np.zeros(room - sum(sizes), int)]).astype(np.int32)
         out[positions] = np.concatenate([*[np.arange(size) for size in sizes], np.zeros(room - sum(sizes), int)]).astype(np.int32)
     return out
 
 
-def batch(name: str, family: str, *, rows: int = 8, seed: int = 0, per_row: int = 1, length: int = 9, lengths=None) -> dict[str, jax.Array]:
-    """A batch of an objective from random documents, `per_row` to a row."""
-    made = objective(name, family)
-    docs = documents(rows * per_row, length=length, seed=seed)
-    examples = [next(iter(made.features(doc, rng=keyed_rng(seed, doc.id, 0), draw=None))) for doc in docs]
-    packed = [made.finish(row(examples[r * per_row : (r + 1) * per_row], lengths or made.lengths, made.fields)) for r in range(rows)]
-    return {key: jnp.asarray(np.stack([item[key] for item in packed])) for key in packed[0]}
+def stack(rows) -> dict[str, jax.Array]:
+    return {key: jnp.asarray(np.stack([item[key] for item in rows])) for key in rows[0]}
+
+
+def examples(name: str, family: str, count: int, *, length: int, seed: int = 0, **options):
+    """The first example of each of `count` random documents."""
+    made = objective(name, family, **options)
+    return [next(iter(made.features(doc, rng=keyed_rng(seed, doc.id, 0), draw=None))) for doc in documents(count, length=length, seed=seed)]
+
+
+def batch(name: str, family: str, *, seed: int = 0, extra_rows: int = 0, extra_length: int = 0, **options) -> dict[str, jax.Array]:
+    """Eight rows of unequal weight, one of them with two documents and one of padding alone; more padding as asked for."""
+    made = objective(name, family, **options)
+    lengths = {dim: size + extra_length * (dim != "S") for dim, size in made.lengths.items()}
+    long, short = (examples(name, family, 8, length=length, seed=seed, **options) for length in (11, 5))
+    contents = [long[:1], short[:2], short[2:3], long[1:2], [], long[2:3], short[3:4], long[3:4]]
+    return stack([made.finish(row(content, lengths, made.fields)) for content in [*contents, *[[]] * extra_rows]])
+
+
+def gradients(family: str, name: str, *, on: parallel.Layout | None = None, microbatches: int = 1, **context):
+    """A compiled function (params, batch) -> (loss, gradient) and the parameters to call it with."""
+    objective_ = objective(name, family)
+    made, start = model(family, heads=objective_.heads, on=on, **context), params(family, heads=objective_.heads)
+
+    def step(params, batch):
+        return state.gradients(made, objective_, params, batch, microbatches=microbatches, rng=None, carry=None, train=False)[:2]
+
+    if on is None:
+        return jit(step), start
+    shardings = on.parameters(start)
+    return jit(step, in_shardings=(shardings, on.batch()), out_shardings=(on.replicated(), shardings)), jax.device_put(start, shardings)
+
+
+@functools.cache
+def plain_gradients(family: str, name: str):
+    """`gradients` of the scanned model on one device, compiled once for all tests."""
+    return gradients(family, name)
+
+
+@functools.cache
+def reference(family: str, name: str):
+    """(loss, gradient) of the usual batch: what every other way to compute them is held against."""
+    step, start = plain_gradients(family, name)
+    return step(start, batch(name, family))
+
+
+def assert_equal_gradients(actual, expected, *, layers: int = 2, tolerance: float = 1e-5) -> None:
+    """Equal to `tolerance` * sqrt(layers) of each tensor's largest entry, at least of a thousandth of the largest of all."""
+    expected, actual = tree.paths(expected), tree.paths(actual)
+    assert expected.keys() == actual.keys()
+    sizes = {path: float(jnp.max(jnp.abs(leaf))) for path, leaf in expected.items()}
+    for path, leaf in expected.items():
+        # A key's bias adds the same to all logits of a query: its gradient is 0, but for the rounding of a sum as large as its kernel's gradient.
+        size = sizes[path.removesuffix("bias") + "kernel"] if path.endswith("key/bias") else sizes[path]
+        limit = tolerance * layers**0.5 * max(size, 1e-3 * max(sizes.values()))
+        np.testing.assert_allclose(actual[path], leaf, atol=limit, rtol=0, err_msg=path)
 
 
 PAIRS = [(family, HOME[family]) for family in CONFIGS]

@@ -16,7 +16,8 @@ Needs torch and numpy, and a C++ compiler for --compile (the default where one i
     PTM_DATA=DIR python benchmarks/peers/torch_gpt.py --bench 200       # times 200 steps by phase, no evaluation
 
 where DIR/lm/tinyshakespeare/input.txt is the text. A step's time is wall clock around batch making, forward, backward, clipping and optimizer; what is reported
-is the median over the steps after the first 20, which hold compilation.
+is the median over the steps after the first 20, which hold compilation. On two AVX-512 cores, torch 2.13.0: 25 to 27 ms a step, validation loss 1.896,
+1.906, 1.910 for seeds 0, 1, 2; --no-compile is within about 4 % of that, because about 60 % of a step is library matrix products.
 """
 
 from __future__ import annotations

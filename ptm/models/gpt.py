@@ -36,7 +36,8 @@ class Config:
     norm_eps: float = field(1e-5, low=0.0, doc="Added to variances.")
     dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of embeddings and sublayers.")
     attention_dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of attention weights.")
-    init_std: float = field(0.02, low=0.0, doc="Standard deviation of initial kernels; those that write to the residual stream get it over sqrt(2 x layers).")
+    init_std: float = field(0.02, low=0.0, doc="Standard deviation of initial kernels and tables.")
+    residual_std: float | None = field(None, low=0.0, doc="That of kernels that write to the residual stream; None = init_std / sqrt(2 x layers).")
 
     def check(self, where: str) -> None:
         if self.width % self.num_heads:
@@ -44,7 +45,7 @@ class Config:
             raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}.")
 
     def block(self) -> BlockConfig:
-        residual_std = self.init_std / (2 * self.num_layers) ** 0.5
+        residual_std = self.init_std / (2 * self.num_layers) ** 0.5 if self.residual_std is None else self.residual_std
         head_dim = self.width // self.num_heads
         return BlockConfig(
             width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width or 4 * self.width, prenorm=True,

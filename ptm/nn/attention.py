@@ -78,18 +78,19 @@ def choose(backend: str, request: Request) -> str:
 
 
 def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale, dropout, rng):
-    logits_BHLT = jnp.einsum("blhk,bthk->bhlt", q_BLHK * scale, k_BTHK, preferred_element_type=jnp.float32)
+    # Heads before positions: batched products of plain matrices.
+    q_BHLK, k_BHTK, v_BHTK = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK * scale, k_BTHK, v_BTHK))
+    logits_BHLT = jnp.einsum("bhlk,bhtk->bhlt", q_BHLK, k_BHTK, preferred_element_type=jnp.float32)
     if bias_1HLT is not None:
         logits_BHLT = logits_BHLT + bias_1HLT
     logits_BHLT = jnp.where(mask_B1LT, logits_BHLT, MASKED)
     largest_BHL1 = jax.lax.stop_gradient(jnp.max(logits_BHLT, axis=-1, keepdims=True))
     weights_BHLT = jnp.exp(logits_BHLT - largest_BHL1)
-    total_BHL = jnp.sum(weights_BHLT, axis=-1)
+    total_BHL1 = jnp.sum(weights_BHLT, axis=-1, keepdims=True)
     if dropout:
         weights_BHLT = weights_BHLT * jax.random.bernoulli(rng, 1 - dropout, weights_BHLT.shape) / (1 - dropout)
-    out_BLHK = jnp.einsum("bhlt,bthk->blhk", weights_BHLT.astype(v_BTHK.dtype), v_BTHK, preferred_element_type=jnp.float32)
-    out_BLHK = out_BLHK / jnp.moveaxis(total_BHL, 1, 2)[..., None]
-    return out_BLHK.astype(v_BTHK.dtype), jnp.max(largest_BHL1)
+    out_BHLK = jnp.einsum("bhlt,bhtk->bhlk", weights_BHLT.astype(v_BHTK.dtype), v_BHTK, preferred_element_type=jnp.float32) / total_BHL1
+    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BTHK.dtype), jnp.max(largest_BHL1)
 
 
 def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, rng, chunk):

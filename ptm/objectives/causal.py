@@ -17,7 +17,9 @@ class Config:
 
     name: ClassVar[str] = "causal"
 
-    boundaries: bool = field(True, doc="Begin documents with the tokenizer's bos (or eos) and end them with its eos, if it has them.")
+    boundaries: bool = field(
+        True, doc="Begin documents with the tokenizer's bos (or eos), end them with its eos, if it has them; data.packing=window adds none."
+    )
     z_loss: float = field(0.0, low=0.0, doc="Coefficient of the squared log-normaliser.")
 
     def lengths(self, length: int) -> dict[str, int]:
@@ -40,7 +42,8 @@ class Causal(TokenObjective):
         self.heads = ("lm",) if model_config.kind == "decoder" else ("mlm",)
         self.target_positions = length
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        self._start, self._end = ((start, tokenizer.eos_id) if config.boundaries else (None, None))
+        # A random window seldom begins or ends where its document does.
+        self._start, self._end = (start, tokenizer.eos_id) if config.boundaries and self.packing != "window" else (None, None)
         added = (self._start is not None) + (self._end is not None)
         self.raw_length = None if self.packing in ("concat", "window") else length + 1 - added
 

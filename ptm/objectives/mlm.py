@@ -42,30 +42,37 @@ class Config:
             raise ConfigError(f"{where}.mask_share={self.mask_share} + {where}.random_share={self.random_share} exceed 1.")
 
 
-def choose(num_tokens: int, word_starts_L: np.ndarray, *, config: Config, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the tokens to predict, ascending: about rate * num_tokens of them, in units of tokens, words or spans of words."""
+def choose(num_tokens: int, word_starts_L: np.ndarray, *, config: Config, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the tokens to predict, ascending, and a number below num_tokens of the token, word or span that each belongs to.
+
+    On average they are rate * num_tokens, but for at least one unit in each document.
+    """
     budget = min(num_tokens, max(1, int(config.rate * num_tokens + rng.random())))  # rounded at random, so that the rate is exact on average
     if config.unit == "token":
-        return np.sort(rng.permutation(num_tokens)[:budget])
+        chosen = np.sort(rng.permutation(num_tokens)[:budget])
+        return chosen, chosen
     starts = np.flatnonzero(np.concatenate([[True], word_starts_L[1:]]))
     ends = np.append(starts[1:], num_tokens)
-    chosen = np.zeros(num_tokens, bool)
-    count = 0
-    for first in rng.permutation(len(starts)):
-        if count >= budget:
-            break
+    unit_L = np.full(num_tokens, -1)
+    left = budget
+    for number, first in enumerate(rng.permutation(len(starts))):
         words = 1
         if config.unit == "span":
             words = rng.geometric(config.span_p)
             while words > config.span_max:
                 words = rng.geometric(config.span_p)
         for word in range(first, min(first + words, len(starts))):
-            span = slice(starts[word], ends[word])
-            if chosen[span].any() or (count and count + ends[word] - starts[word] > budget):
-                break  # a unit that would pass the budget is left out whole
-            chosen[span] = True
-            count += ends[word] - starts[word]
-    return np.flatnonzero(chosen)
+            if unit_L[starts[word]] >= 0:
+                break  # a span ends before another
+            size = ends[word] - starts[word]
+            # The last word is not cut. Taken in proportion to the room that is left for it, it exceeds the budget as much as its absence falls short.
+            if left == budget or rng.random() * size < left:
+                unit_L[starts[word] : ends[word]] = number
+            left -= size
+            if left <= 0:
+                chosen = np.flatnonzero(unit_L >= 0)
+                return chosen, unit_L[chosen]
+    raise AssertionError("the words hold all tokens, more than the budget")
 
 
 class MLM(TokenObjective):
@@ -88,32 +95,35 @@ class MLM(TokenObjective):
         self.fields = {"tokens_BL": Field(is_tokens=True), "targets_BL": Field(is_tokens=True), "weights_BL": Field(np.float32, 0.0)}
         self.visits = config.visits
         self.target_positions = self.lengths["S"]
+        self._first, self._last = ([] if token is None else [token] for token in (tokenizer.cls_id, tokenizer.sep_id))
+        self._room = length - len(self._first) - len(self._last)
+        if self._room < 1:
+            raise ConfigError(f"data.length={length} leaves no room between the tokenizer's cls and sep; allowed with mlm: {length - self._room + 1} or more.")
         self._ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int32), sorted(tokenizer.special_ids))
 
     def features(self, doc: Document, *, rng: np.random.Generator, draw: Draw) -> Iterator[Example]:
         targets_L = doc.tokens_L.astype(np.int32)
         if not len(targets_L):
             return
-        chosen = choose(len(targets_L), self.tokenizer.word_starts(targets_L), config=self.config, rng=rng)
-        fate = rng.random(len(chosen))
+        chosen, unit = choose(len(targets_L), self.tokenizer.word_starts(targets_L), config=self.config, rng=rng)
+        # A span is replaced as a whole (SpanBERT, section 3.1), a word token by token (Devlin et al. 2019, published code).
+        fate = rng.random(len(targets_L))[unit if self.config.unit == "span" else chosen]
         tokens_L, weights_L = targets_L.copy(), np.zeros(len(targets_L), np.float32)
         weights_L[chosen] = 1.0
         tokens_L[chosen[fate < self.config.mask_share]] = self.tokenizer.mask_id
         random = chosen[(fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)]
         tokens_L[random] = rng.choice(self._ordinary, len(random))
-        first, last = ([] if token is None else [token] for token in (self.tokenizer.cls_id, self.tokenizer.sep_id))
-        room = self.lengths["L"] - len(first) - len(last)
-        for start in range(0, len(targets_L), room):
-            part = slice(start, start + room)
-
-            def framed(x: np.ndarray, before: list, after: list) -> np.ndarray:
-                return np.concatenate([np.asarray(before, x.dtype), x, np.asarray(after, x.dtype)])
-
+        for start in range(0, len(targets_L), self._room):
+            part = slice(start, start + self._room)
             yield {
-                "tokens_BL": framed(tokens_L[part], first, last),
-                "targets_BL": framed(targets_L[part], first, last),
-                "weights_BL": framed(weights_L[part], [0] * len(first), [0] * len(last)),
+                "tokens_BL": self._framed(tokens_L[part], self._first, self._last),
+                "targets_BL": self._framed(targets_L[part], self._first, self._last),
+                "weights_BL": self._framed(weights_L[part], [0] * len(self._first), [0] * len(self._last)),
             }
+
+    @staticmethod
+    def _framed(x_L: np.ndarray, before: list[int], after: list[int]) -> np.ndarray:
+        return np.concatenate([before, x_L, after]).astype(x_L.dtype)
 
     def finish(self, row: Example) -> Example:
         """Adds target_index_BS, the chosen positions (L where there is none); what overflows S is dropped at random, its weight set to 0."""

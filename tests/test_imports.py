@@ -1,0 +1,237 @@
+"""The direction of imports (docs/design.md, section 2), read off the source: only downward, each library only where it belongs."""
+
+import ast
+import configparser
+import functools
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the lowest to the highest. A module imports only from rows above its own, a package also from itself. Modules of one row do not
+# import each other. A new file of ptm/ needs a place here.
+RANKS = """
+fields
+tree
+config
+parallel text log
+nn data optim
+models
+objectives generate checkpoint
+state evals
+registry
+run
+samples
+describe
+train evaluate
+cli
+"""
+
+# Library -> where it may be imported. `ptm/nn/` is a folder and all below it.
+ONLY_IN = {
+    "ml_collections": ("ptm/config.py",),
+    "flax.linen": ("ptm/nn/", "ptm/models/"),
+    "grain": ("ptm/data/sources.py", "ptm/data/mixture.py"),
+    "tensorflow_datasets": ("ptm/data/sources.py",),
+    "array_record": ("ptm/data/sources.py",),
+    "orbax": ("ptm/checkpoint.py",),
+    "optax": ("ptm/optim.py", "ptm/state.py"),
+    "sentencepiece": ("ptm/text/",),
+    "tokenizers": ("ptm/text/",),
+}
+NEVER = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+# Folders that must not know a library or a part of the package, directly.
+BARRED = {
+    "ptm/text/": {"jax", "flax", "optax", "ptm.config"},
+    "ptm/data/": {"jax", "flax", "optax", "ptm.text"},
+    "ptm/metrics/": {"jax", "flax", "optax"},
+    "ptm/nn/": {"ptm.config", "ptm.data", "ptm.text"},
+    "ptm/models/": {"ptm.config", "ptm.data", "ptm.text"},
+    "ptm/fields.py": {"jax", "flax", "numpy"},
+    "ptm/config.py": {"jax", "flax", "numpy"},
+}
+# Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
+LATE = {
+    "ptm/cli.py": {"ptm.config", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.evaluate"},
+    "ptm/__init__.py": {"ptm.run"},
+    "ptm/data/sources.py": {"tensorflow_datasets"},
+}
+
+
+class Import(NamedTuple):
+    """An import statement: the file with it, its line, the full name of a module, and whether it stands inside a function."""
+
+    file: str
+    line: int
+    module: str
+    late: bool
+
+
+def _resolve(name: str) -> str:
+    """A dotted name cut down to the module of this package that holds it; other names stay as they are."""
+    path = ROOT / name.replace(".", "/")
+    if not name.startswith("ptm.") or path.is_dir() or path.with_suffix(".py").is_file():
+        return name
+    return _resolve(name.rpartition(".")[0])
+
+
+def _imports(source: str, file: str) -> list[Import]:
+    module = ast.parse(source)
+    inside = {id(node) for function in ast.walk(module) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for node in ast.walk(function)}
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}:{node.lineno}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [Import(file, node.lineno, _resolve(name), id(node) in inside) for name in names]
+    return found
+
+
+def _files(*folders: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@functools.cache
+def imports(*folders: str) -> list[Import]:
+    return [found for file in _files(*folders) for found in _imports((ROOT / file).read_text(), file)]
+
+
+RANK = {name: number for number, row in enumerate(RANKS.split("\n")) for name in row.split()}
+
+
+def part(module: str) -> str:
+    """The row entry of a module: 'nn' of ptm.nn.attention and of ptm/nn/attention.py."""
+    return module.removesuffix(".py").replace("/", ".").split(".")[1]
+
+
+def upward(found: list[Import]) -> list[str]:
+    """Imports within the package that do not lead down."""
+    inner = [item for item in found if item.module.startswith("ptm.") and item.file != "ptm/__init__.py"]
+    wrong = [item for item in inner if part(item.module) != part(item.file) and RANK[part(item.module)] >= RANK[part(item.file)]]
+    return [f"{item.file}:{item.line} imports {item.module}" for item in wrong]
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix if prefix.endswith("/") else prefix + ".")
+
+
+def test_every_module_has_a_rank():
+    parts = {part(file) for file in _files("ptm") if file != "ptm/__init__.py"}
+    assert parts == set(RANK), "ptm/ and RANKS name the same modules"
+
+
+def test_imports_lead_down():
+    assert not upward(imports("ptm"))
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("from ptm import config", "ptm/tree.py"),
+        ("import ptm.objectives.mlm", "ptm/models/gpt.py"),
+        ("from ptm.data.batch import Field", "ptm/optim.py"),
+        ("def f():\n    from ptm.train import train", "ptm/run.py"),
+    ],
+)
+def test_a_wrong_import_is_found(line, file):
+    assert len(upward(_imports(line, file))) == 1
+
+
+def test_no_cycles_inside_a_package():
+    """Modules of one package import each other without going round."""
+    edges: dict[str, set[str]] = {}
+    for item in imports("ptm"):
+        name = item.file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        if item.module.startswith("ptm") and not item.late and item.module != name:
+            edges.setdefault(name, set()).add(item.module)
+    done: set[str] = set()
+    while ready := [name for name in {*edges, *(m for targets in edges.values() for m in targets)} - done if edges.setdefault(name, set()) <= done]:
+        done |= set(ready)
+    assert not set(edges) - done
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_library_stays_where_it_belongs(library):
+    users = {item.file for item in imports("ptm") if _within(item.module, library)}
+    allowed = ONLY_IN[library]
+    assert not [file for file in users if not any(_within(file, place) for place in allowed)]
+
+
+@pytest.mark.parametrize("place", BARRED)
+def test_barred(place):
+    wrong = [item for item in imports("ptm") if _within(item.file, place) for module in BARRED[place] if _within(item.module, module)]
+    assert not wrong
+
+
+def test_objectives_know_only_the_contract_of_the_data():
+    assert {item.module for item in imports("ptm/objectives") if _within(item.module, "ptm.data")} == {"ptm.data.batch"}
+
+
+def test_never():
+    assert not [item for item in imports("ptm", "configs") if item.module.split(".")[0] in NEVER]
+
+
+def test_no_code_from_text():
+    """Neither eval nor exec, and no array file that may hold pickles."""
+    for file in _files("ptm", "configs"):
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("eval", "exec", "compile", "builtins.eval", "builtins.exec", "__import__"), f"{file}:{node.lineno}"
+                assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{file}:{node.lineno}"
+
+
+def test_late_imports_are_documented():
+    late: dict[str, set[str]] = {}
+    for item in imports("ptm"):
+        if item.late:
+            late.setdefault(item.file, set()).add(item.module)
+    assert late == LATE
+
+
+def test_the_package_imports_nothing_of_the_checkout():
+    outside = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name.isidentifier()} - {"ptm"}
+    assert {"configs", "tests"} <= outside
+    assert not [item for item in imports("ptm") if item.module.split(".")[0] in outside]
+
+
+def test_recipes_import_config_classes_alone():
+    """A recipe knows ptm.config and the modules of the Config classes that it uses; of these it takes the classes and published SIZES."""
+    for file in _files("configs"):
+        module = ast.parse((ROOT / file).read_text())
+        found = _imports((ROOT / file).read_text(), file)
+        inner = [item.module for item in found if item.module.startswith("ptm")]
+        assert all(part(name) in ("config", "fields", "models", "objectives", "evals") for name in inner), file
+        assert all(item.module.split(".")[0] in {"ptm", *sys.stdlib_module_names} for item in found), file
+        tables = {name.rpartition(".")[2] for name in inner if part(name) in ("models", "objectives", "evals")}
+        used = {node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in tables}
+        assert all(name.endswith("Config") or name == "SIZES" for name in used), (file, used)
+
+
+def test_libraries_are_declared():
+    """Everything that the package imports at its top comes from the standard library or from a requirement in setup.cfg."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = {line.split()[0].lower().replace("_", "-") for line in setup["options"]["install_requires"].strip().splitlines()}
+    sources = metadata.packages_distributions()
+    for item in imports("ptm"):
+        top = item.module.split(".")[0]
+        if top != "ptm" and top not in sys.stdlib_module_names:
+            names = {name.lower().replace("_", "-") for name in sources[top]}
+            assert names & required, f"{item.file}:{item.line} imports {top}, of {sorted(names)}, which setup.cfg does not require"
+
+
+@pytest.mark.parametrize(("module", "absent"), [("ptm", "numpy ptm.config jax"), ("ptm.text", "jax"), ("ptm.cli", "numpy jax"), ("ptm.config", "jax numpy flax")])
+def test_light_imports(module, absent):
+    """What importing a module loads in a fresh interpreter, its own imports included."""
+    code = f"import sys, {module}; print(*[name for name in {absent.split()} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == []
