@@ -254,6 +254,17 @@ def test_finish_marks_places_without_target():
     assert row["target_index_BS"].tolist() == chosen.tolist() + [16] * (objective.lengths["S"] - len(chosen))
 
 
+def test_places_without_target_select_nothing():
+    """Not the last position either, which has a target here."""
+    objective = vocabulary_mlm(rate=0.5)
+    given = zoo.row([], objective.lengths, objective.fields)
+    given["weights_BL"][-1] = 1.0
+    batch = zoo.stack([objective.finish(given)])
+    hidden, _, weights = objective.select(jnp.ones((1, 16, 4)), batch)
+    assert weights.tolist() == [[1.0] + [0.0] * 9]
+    assert hidden.sum(axis=2).tolist() == [[4.0] + [0.0] * 9]
+
+
 # --- span corruption ---
 
 

@@ -95,8 +95,14 @@ def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale, dropout, rng):
 
 def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, rng, chunk):
     length = q_BLHK.shape[1]
-    chunk = max(size for size in range(1, min(chunk, length) + 1) if length % size == 0)
-    count = length // chunk
+    count = -(-length // chunk)
+    chunk = -(-length // count)  # about equal parts; padding queries belong to segment 0 and are cut off again
+
+    def padded(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, count * chunk - length if n == axis else 0) for n in range(x.ndim)])
+
+    q_BLHK, segments_BL = padded(q_BLHK, 1), padded(mask.query_segments_BL, 1)
+    bias_1HLT = None if bias_1HLT is None else padded(bias_1HLT, 2)
 
     @jax.checkpoint
     def block(largest, n):
@@ -104,14 +110,15 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
         part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
         out, top = _xla(
             part(q_BLHK, axis=1), k_BTHK, v_BTHK,
-            mask_B1LT=mask.rows(part(mask.query_segments_BL, axis=1), mask.offset + start),
+            mask_B1LT=mask.rows(part(segments_BL, axis=1), mask.offset + start),
             bias_1HLT=None if bias_1HLT is None else part(bias_1HLT, axis=2),
             scale=scale, dropout=dropout, rng=None if rng is None else jax.random.fold_in(rng, n),
         )  # fmt: skip
         return jnp.maximum(largest, top), out
 
     largest, out_nBCHK = jax.lax.scan(block, jnp.float32(MASKED), jnp.arange(count))
-    return jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape[:2] + v_BTHK.shape[2:]), largest
+    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape[:2] + v_BTHK.shape[2:])
+    return out_BLHK[:, :length], largest
 
 
 def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale):
