@@ -474,10 +474,13 @@ def open_spec(spec: str) -> tuple[Checkpoints, list[int], str]:
     """
     folder, step, which, count = parse_spec(spec)
     checkpoints = Checkpoints.reader(folder)
-    if step == "best":
-        steps = [found for found in (checkpoints.best(),) if found is not None]
+    if isinstance(step, int):
+        steps = [step]
+    elif step == "latest":
+        steps = checkpoints.newest(count)
     else:
-        steps = checkpoints.newest(count) if step == "latest" else [step]
+        best = checkpoints.best()
+        steps = [] if best is None else [best]
     if len(steps) < count:
         existing = f"of the steps {_listed(checkpoints.steps())} in {folder}"
         if count > 1:

@@ -31,7 +31,9 @@ class Train:
     batch_size: int = field(32, low=1, unit="rows", doc="Rows of one optimizer step, over all devices and microbatches.")
     microbatches: int = field(1, low=1, doc="Parts of a batch computed one after the other; gradients are those of the whole batch.")
     ema_decay: float | None = field(None, low=0.0, high=1.0, doc="Decay per step of an exponential moving average of the parameters; None keeps none.")
-    skip_sigma: float | None = field(None, low=0.0, unit="standard deviations", doc="Skip a step whose loss or gradient norm lies so far above the mean of the window, or is not finite; None never skips.")
+    skip_sigma: float | None = field(
+        None, low=0.0, doc="Skip steps whose loss or gradient norm is not finite or so far above the window's mean; None = never.", unit="deviations"
+    )
     skip_window: int = field(128, low=2, unit="steps", doc="Window of the mean and deviation that skip_sigma refers to.")
     max_skips: int = field(8, low=1, unit="steps", doc="Stop when so many steps in a row were skipped.")
 
@@ -46,38 +48,42 @@ class Tokenizer:
     algorithm: str = field("unigram", choices=("unigram", "bpe"), doc="Model of a sentencepiece vocabulary that is trained.")
     lowercase: bool = field(False, doc="Lower-case the text (wordpiece, and sentencepiece that is trained).")
     train_bytes: int = field(10_000_000, low=1, unit="bytes", doc="Text taken from the training split to train a vocabulary.")
-    sentinels: int = field(0, low=0, unit="pieces", doc="Sentinel pieces <extra_id_N> for span corruption; a trained vocabulary gets them on top of vocab_size.")
+    sentinels: int = field(0, low=0, unit="pieces", doc="Sentinels <extra_id_N> for span corruption; a trained vocabulary gets them on top of vocab_size.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Where documents come from and how they become rows."""
 
-    source: tuple[str, ...] = field(("python_docs:",), doc="Sources as FORMAT:PATH: text, jsonl, csv, tsv, array_record, tfds, python_docs (text that every Python carries).")
+    source: tuple[str, ...] = field(("python_docs:",), doc="FORMAT:PATH, ...: text, jsonl, csv, tsv, array_record, tfds, python_docs (what every Python has).")
     weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing; empty = all equal.")
     columns: tuple[str, ...] = field(("text=text",), doc="Map of fields to columns of the source, as FIELD=COLUMN.")
     document: str = field("line", choices=("line", "paragraph", "file"), doc="What one document of a text source is; a paragraph ends at an empty line.")
     validation_source: tuple[str, ...] = field((), doc="Sources of the validation split; empty holds out a part of `source`.")
     holdout: float = field(0.05, low=0.0, high=0.5, doc="Share held out of `source` for validation.")
-    holdout_by: str = field("document", choices=("document", "tail"), doc="Hold out documents by a hash of their text, or the last characters of every document.")
+    holdout_by: str = field("document", choices=("document", "tail"), doc="Hold out documents by a hash of their text, or the last characters of each.")
     length: int = field(128, low=2, unit="tokens", doc="Length of a row (of the decoder's row for encoder-decoders).")
-    packing: str = field("default", choices=("default", "concat", "first_fit", "window", "none"), doc="How examples become rows; 'default' is the objective's own. 'window' draws a random window of a document at each visit.")
+    packing: str = field(
+        "default", choices=("default", "concat", "first_fit", "window", "none"),
+        doc="How examples become rows; default = as the objective wants it, window = a random window of a document at each visit.",
+    )  # fmt: skip
     packing_bins: int = field(32, low=1, unit="rows", doc="Rows that first-fit packing keeps open in each stream.")
     max_record_tokens: int = field(65_536, low=2, unit="tokens", doc="Longer documents are split, with ids ID#0, ID#1, ...")
-    max_bad_records: int = field(100, low=0, unit="records", doc="Records that cannot be read are counted, named and skipped; one more than this stops the run.")
-    streams: int | None = field(None, low=1, doc="Logical streams S; divides every batch size. None = the greatest common divisor of the batch sizes and 64.")
+    max_bad_records: int = field(100, low=0, unit="records", doc="Records that cannot be read are named and skipped; one more than this stops the run.")
+    streams: int | None = field(None, low=1, doc="Logical streams S; divides train.batch_size. None = the greatest common divisor of train.batch_size and 64.")
     shuffle: bool = field(True, doc="Visit documents in a new random order each epoch.")
     prefetch: int = field(2, low=0, unit="batches", doc="Batches prepared ahead in a background thread; 0 = none.")
 
     def check(self, where: str) -> None:
         if not self.source:
             raise ConfigError(f"{where}.source is empty; give at least one source such as text:corpus/*.txt.")
-        for key in ("source", "validation_source"):
-            for entry in getattr(self, key):
+        for key, entries in (("source", self.source), ("validation_source", self.validation_source)):
+            for entry in entries:
                 if ":" not in entry:
-                    raise ConfigError(f"{where}.{key}={fields.unparse(getattr(self, key))}: '{entry}' is not of the form FORMAT:PATH, such as text:corpus/*.txt.")
+                    raise ConfigError(f"{where}.{key}={fields.unparse(entries)}: '{entry}' is not of the form FORMAT:PATH, such as text:corpus/*.txt.")
         if self.weights and (len(self.weights) != len(self.source) or not sum(self.weights)):
-            raise ConfigError(f"{where}.weights={fields.unparse(self.weights)} must hold one weight for each of {where}.source's {len(self.source)} entries, not all 0.")
+            given = f"{where}.weights={fields.unparse(self.weights)}"
+            raise ConfigError(f"{given} must hold one weight for each of the {len(self.source)} entries of {where}.source, not all 0.")
         for entry in self.columns:
             if entry.count("=") != 1 or entry.startswith("=") or entry.endswith("="):
                 raise ConfigError(f"{where}.columns={fields.unparse(self.columns)}: '{entry}' is not of the form FIELD=COLUMN, such as text=body.")
@@ -134,7 +140,7 @@ class Compute:
     attention: str = field("auto", choices=("auto", "xla", "chunked", "cudnn"), doc="Attention backend; auto picks by device, mask and length.")
     attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries computed at once by the chunked backend.")
     scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
-    remat: str = field("none", choices=("none", "dots", "full"), doc="What a layer recomputes in the backward pass: nothing, all but matrix products, everything.")
+    remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
     loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits exist at once.")
     cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
 
@@ -266,7 +272,7 @@ def override(config: ConfigDict, key: str, text: str, registries: Registries) ->
     keys = schema(config, registries)
     if key not in keys:
         if key.endswith(".name") and key.split(".")[0] in ("model", "objective", "evals"):
-            raise ConfigError(f"--config.{key} cannot be overridden: its other keys would not fit. Choose it in the recipe, for example with the recipe's argument.")
+            raise ConfigError(f"--config.{key} cannot be overridden: the keys beside it would not fit. Choose it in the recipe, or by the recipe's argument.")
         if any(known.startswith(key + ".") for known in keys):
             raise ConfigError(f"--config.{key} is a section; set one of: {', '.join(k for k in keys if k.startswith(key + '.'))}.")
         raise ConfigError(f"unknown key --config.{key}.{nearest_key(key, keys)} `--print_config` lists all keys.")
@@ -311,9 +317,8 @@ def resolve(config: ConfigDict | dict, registries: Registries) -> Config:
     parts = {name: _read(config[name], cls, name) for name, cls in SECTIONS.items()}
     parts["model"] = _read(config.model, _class_of(config.model, registries, "model", "model"), "model")
     parts["objective"] = _read(config.objective, _class_of(config.objective, registries, "objective", "objective"), "objective")
-    parts["evals"] = {
-        name: _read(section, _class_of(section, registries, "eval", f"evals.{name}"), f"evals.{name}") for name, section in config.evals.items()
-    }
+    wheres = {name: f"evals.{name}" for name in config.evals}
+    parts["evals"] = {name: _read(config.evals[name], _class_of(config.evals[name], registries, "eval", where), where) for name, where in wheres.items()}
     resolved = Config(**parts, **{key: config[key] for key in TOP_LEVEL})
     fields.check(resolved, "")
     return resolved
@@ -411,7 +416,8 @@ def words(argument: str, *, recipes: tuple[str, ...], scales: tuple[str, ...] = 
     for word in filter(None, argument.split(",")):
         kind = "recipe" if word in recipes else "scale" if word in scales else None
         if kind is None:
-            raise ConfigError(f"unknown word '{word}' in the recipe's argument ':{argument}'. Recipes: {', '.join(recipes)}. Scales: {', '.join(scales)}.{fields.nearest(word, (*recipes, *scales))}")
+            known = f"Recipes: {', '.join(recipes)}. Scales: {', '.join(scales)}."
+            raise ConfigError(f"unknown word '{word}' in the recipe's argument ':{argument}'. {known}{fields.nearest(word, (*recipes, *scales))}")
         if chosen[kind]:
             raise ConfigError(f"':{argument}' names two {kind}s, '{chosen[kind]}' and '{word}'; give one at most.")
         chosen[kind] = word

@@ -51,7 +51,8 @@ def check(config: Config) -> None:
             f"Lower --config.schedule.warmup_steps or raise --config.train.steps."
         )
     if config.log.profile and config.log.profile[0] >= train.steps:
-        raise ConfigError(f"log.profile={fields.unparse(config.log.profile)} begins after the last step; allowed: steps from 0 to {train.steps - 1} (train.steps={train.steps}).")
+        given = f"log.profile={fields.unparse(config.log.profile)}"
+        raise ConfigError(f"{given} begins after the last step of train.steps={train.steps}; allowed: steps from 0 to {train.steps - 1}.")
     metric = config.checkpoint.metric
     if config.evals and config.checkpoint.keep_best and not metric.startswith(tuple(f"{name}/" for name in config.evals)):
         hint = fields.nearest(metric.partition("/")[0], config.evals)

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import ml_collections
 import numpy as np
 
-from ptm import config, registry, train
+from ptm import config, describe, registry, train
 from ptm.checkpoint import Checkpoints
 from ptm.config import Checkpoint, Data, Log, Optimizer, Schedule, Tokenizer, Train
 from ptm.data.loader import Loader
@@ -25,7 +26,7 @@ from ptm.models import bert, gpt, t5
 from ptm.objectives import causal, mlm, span_corruption
 
 SHAPE = {"num_layers": 2, "width": 16, "num_heads": 2, "vocab_size": 272, "dropout": 0.1}
-WORDS = "the of a word under which every small model must learn to guess some more text than it has seen before now".split()
+WORDS = ("the", "of", "a", "word", "under", "which", "every", "small", "model", "must", "learn", "to", "guess", "more", "text", "than", "it", "has", "seen")
 
 
 def corpus(path: Path, *, documents: int = 160, seed: int = 0) -> Path:
@@ -75,9 +76,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     return tiny(argument, text=Path(os.environ["PTM_TEST_TEXT"]))
 
 
-def run(cfg: Any, workdir: Path, *, devices: int = 1, **options: Any) -> int:
-    """`train` on the first devices."""
-    return train.train(cfg, workdir=workdir, devices=jax.devices()[:devices], **options)
+def run(cfg: Any, workdir: Path, *, devices: int = 1, sample: bool = False, **options: Any) -> int:
+    """`train` on the first devices; without the sample at its end, which takes longer than the training, unless it is asked for."""
+    with contextlib.nullcontext() if sample else mock.patch.object(describe, "sample", return_value=""):
+        return train.train(cfg, workdir=workdir, devices=jax.devices()[:devices], **options)
 
 
 class Crash(Exception):

@@ -256,9 +256,10 @@ def test_answers_at_once(flag, code, limit):
         "print('loaded', loaded, 'backends', xla_bridge.backends_are_initialized(), file=sys.stderr)\nsys.exit(code)\n"
     )
     seconds = []
+    command = [sys.executable, "-c", script, "train", QUICKSTART, flag]
     while len(seconds) < 3 and not (seconds and min(seconds) < limit):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = subprocess.run([sys.executable, "-c", script, "train", QUICKSTART, flag], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": ""})
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": ""})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert result.returncode == code, result.stderr

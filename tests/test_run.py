@@ -29,9 +29,9 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text) -> Path:
-    """The workdir of a finished run with checkpoints at 2, 4, 6 and 8 and an evaluation at each."""
+    """The workdir of a finished run of 8 steps with a checkpoint after each and an evaluation after every second."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    config = runs.tiny("concat", text=text, train__steps=8, checkpoint__every=2, checkpoint__keep_latest=4, evals__validation__every=2)
+    config = runs.tiny("concat", text=text, train__steps=8, checkpoint__every=1, checkpoint__keep_latest=8, evals__validation__every=2)
     assert runs.run(config, workdir) == 0
     return workdir
 
@@ -60,7 +60,7 @@ def test_workdir(finished, text):
     run, values = ptm.load(f"ckpt:{finished}")
     for path, leaf in tree.paths(values).items():
         assert re.search(rf"^{re.escape(path)} +{re.escape(tree_shape(leaf))} +{leaf.size:,} ", params, re.MULTILINE), path
-    for step in (2, 4, 6, 8):
+    for step in range(1, 9):
         folder = finished / "ckpt" / str(step)
         assert {"state", "data", "meta", "manifest.json"} <= {path.name for path in folder.iterdir()}
         meta = json.loads((folder / "meta/meta.json").read_text())
@@ -68,7 +68,7 @@ def test_workdir(finished, text):
         assert len(list((folder / "data").glob("stream-*.json"))) == 4
 
 
-def test_metrics_hold_no_clocks_and_timing_holds_them(finished):
+def test_metrics_hold_no_clocks(finished):
     trained = [row for row in rows(finished) if "loss" in row]
     assert [row["step"] for row in trained] == [1, 2, 4, 6, 8]
     last = trained[-1]
@@ -84,9 +84,6 @@ def test_metrics_hold_no_clocks_and_timing_holds_them(finished):
     assert {"validation/perplexity", "validation/bits_per_byte", "validation/accuracy", "validation/tokens"} <= set(evaluated[0])
     clocks = ("time", "seconds", "tokens_per_second", "compile", "bytes_peak", "flops")
     assert not [key for row in rows(finished) for key in row if any(word in key for word in clocks)]
-    timing = log.read(str(finished / "timing.jsonl"))
-    assert {"time", "step_time", "tokens_per_second", "model_flops_per_second", "compiles", "compile_seconds", "cache_hits", "host_peak_bytes"} <= set(timing[-1])
-    assert timing[-1]["tokens_per_second"] == pytest.approx(16 * 16 / timing[-1]["step_time"])
 
 
 def evaluated_by_command(capfd, *arguments: str) -> str:
@@ -115,18 +112,18 @@ def test_evaluate_best_and_average(finished):
     assert found["step"] == best and found["validation/loss"] == pytest.approx(losses[best], rel=1e-5)
     averaged = evaluate.evaluate(f"ckpt:{finished}@avg2")
     assert averaged["step"] == 8 and abs(averaged["validation/loss"] - losses[8]) > 1e-4
-    with pytest.raises(ConfigError, match="4 are valid, not 9; average fewer, or train with --config.checkpoint.keep_latest=9"):
+    with pytest.raises(ConfigError, match="8 are valid, not 9; average fewer, or train with --config.checkpoint.keep_latest=9"):
         evaluate.evaluate(f"ckpt:{finished}@avg9")
 
 
 def test_load_gives_the_chosen_parameters(finished):
     """Parameters, moving average and mean of steps are what the checkpoints hold."""
-    saved = {step: runs.leaves(finished, step) for step in (4, 6, 8)}
+    saved = {step: runs.leaves(finished, step) for step in (6, 7, 8)}
     for spec, expected in {
         "": lambda path: saved[8]["params/" + path],
         "@6": lambda path: saved[6]["params/" + path],
         "@ema": lambda path: saved[8]["ema/" + path],
-        "@avg3": lambda path: np.mean([saved[step]["params/" + path] for step in (4, 6, 8)], axis=0),
+        "@avg3": lambda path: np.mean([saved[step]["params/" + path] for step in (6, 7, 8)], axis=0),
     }.items():
         run, params = ptm.load(f"ckpt:{finished}{spec}")
         for path, leaf in tree.paths(params).items():
@@ -136,13 +133,13 @@ def test_load_gives_the_chosen_parameters(finished):
     assert hidden.hidden_BLD.shape == (8, 16, 16)
 
 
-def test_moving_average_follows_the_parameters(text, tmp_path):
-    """ema_t = 0.9 ema_(t-1) + 0.1 params_t, begun at the initial parameters."""
-    config = runs.tiny("concat", text=text, train__steps=4, checkpoint__every=1, checkpoint__keep_latest=4)
-    assert runs.run(config, tmp_path) == 0
-    saved = {step: runs.leaves(tmp_path, step) for step in (2, 3, 4)}
-    for path in (path for path in saved[4] if path.startswith("ema/")):
-        for step in (3, 4):
+def test_moving_average_follows_the_parameters(finished):
+    """ema_t = 0.9 ema_(t-1) + 0.1 params_t."""
+    saved = {step: runs.leaves(finished, step) for step in (6, 7, 8)}
+    averages = [path for path in saved[8] if path.startswith("ema/")]
+    assert averages
+    for path in averages:
+        for step in (7, 8):
             expected = 0.9 * saved[step - 1][path] + 0.1 * saved[step]["params/" + path.removeprefix("ema/")]
             np.testing.assert_allclose(saved[step][path], expected, rtol=1e-5, atol=1e-7)
 
@@ -163,15 +160,14 @@ def test_init_from_the_checkpoint_of_another_run(finished, text, tmp_path, capfd
         runs.run(other, tmp_path / "other")
 
 
-def test_writers_and_profile(text, tmp_path):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = runs.tiny("concat", text=text, train__steps=4, log__writers=("tensorboard",), log__profile=(1, 2), log__every=1)
+def test_timing_writers_and_profile(text, tmp_path):
+    config = runs.tiny("concat", text=text, train__steps=4, log__writers=("tensorboard",), log__profile=(1, 2))
     assert runs.run(config, tmp_path) == 0
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tb"))
-    events.Reload()
-    losses = {event.step: event.value for event in events.Scalars("loss")}
-    assert losses == {row["step"]: pytest.approx(row["loss"]) for row in rows(tmp_path) if "loss" in row}
-    assert "timing/step_time" in events.Tags()["scalars"] and "validation/loss" in events.Tags()["scalars"]
+    timing = log.read(str(tmp_path / "timing.jsonl"))
+    assert {"time", "step_time", "tokens_per_second", "model_flops_per_second", "compiles", "compile_seconds", "cache_hits"} <= set(timing[-1])
+    assert timing[-1]["tokens_per_second"] == pytest.approx(16 * 16 / timing[-1]["step_time"]) and timing[-1]["host_peak_bytes"] > 2**20
+    [events] = (tmp_path / "tb").iterdir()
+    assert all(tag in events.read_bytes() for tag in (b"loss", b"validation/loss", b"timing/step_time"))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -179,10 +175,10 @@ def test_a_run_without_evaluation_ends_with_its_summary(text, tmp_path, capfd):
     config = runs.tiny("concat", text=text, train__steps=2, data__holdout=0.0)
     with config.unlocked():
         config.evals = {}
-    assert runs.run(config, tmp_path) == 0
+    assert runs.run(config, tmp_path, sample=True) == 0
     out = capfd.readouterr().out
     assert "Finished gpt / causal" in out and "generated" in out
-    assert not [row for row in rows(tmp_path) if any("/" in key for key in row)]
+    assert not [row for row in rows(tmp_path) if any(key.startswith("validation") for key in row)]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_at_once(text, tmp_path):
@@ -195,7 +191,7 @@ def test_samples_show_no_control_characters(finished, capfd):
     """A terminal must not obey what an untrained model says."""
     config = json.loads((finished / "config.json").read_text())
     capfd.readouterr()
-    assert runs.run(config, finished) == 0
+    assert runs.run(config, finished, sample=True) == 0
     out = capfd.readouterr().out
     assert all(c.isprintable() or c == "\n" or c == "\t" for c in out)
 
@@ -223,7 +219,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(text, tmp_path, monkeypatch, ca
     code = cli.main(["train", f"--config={runs.__file__}:concat", f"--workdir={tmp_path}", *arguments])
     message = capfd.readouterr().err
     assert code == 1
-    assert re.search(r"ptm: stopped at step 3: loss nan, gradient norm nan; not finite in the gradient of: .*token_embed.*\. Last good checkpoint: step 2\.", message)
+    assert re.search(
+        r"ptm: stopped at step 3: loss nan, gradient norm nan; not finite in the gradient of: .*token_embed.*\. Last good checkpoint: step 2\.", message
+    )
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3] and rows(tmp_path)[-1]["loss"] == "nan"
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == ["2"]
     assert all(np.isfinite(leaf).all() for leaf in runs.leaves(tmp_path, 2).values())
@@ -276,16 +274,16 @@ def test_skips_are_logged_counted_over_a_restart_and_limited(text, tmp_path, mon
 
 
 def test_messages_of_a_run(text, tmp_path, capfd):
-    assert runs.run(runs.tiny("mlm", text=text, train__steps=2), tmp_path) == 0
+    assert runs.run(runs.tiny("concat", text=text, train__steps=2), tmp_path, sample=True) == 0
     told = capfd.readouterr()
     lines = told.err.splitlines()
     size = tree.size(ptm.load(f"ckpt:{tmp_path}")[1])
-    assert lines[0] == f"bert with {size:,} parameters, objective mlm, bytes tokenizer of 263 pieces."
-    assert lines[1] == f"2 steps of 768 tokens from text:{text} on 1 x cpu, written to {tmp_path}."
+    assert lines[0] == f"gpt with {size:,} parameters, objective causal, bytes tokenizer of 263 pieces."
+    assert lines[1] == f"2 steps of 256 tokens from text:{text} on 1 x cpu, written to {tmp_path}."
     assert re.fullmatch(r"First step done .* after the start; \d+ compilations took .*, \d+ of them from the cache\.", lines[2])
     assert re.fullmatch(r"step 1/2 \(50 %\)  loss \d\.\d{4}", lines[3])
     assert re.fullmatch(r"step 2, validation: loss \d\.\d{4}, perplexity .*, accuracy .*, bits per byte .*", lines[5])
-    for word in ("Finished bert / mlm in", "parameters", "tokens", "validation loss", "bits per byte", "filled blanks", "written to", "ptm evaluate --workdir="):
+    for word in ("Finished gpt / causal in", "parameters", "tokens", "validation loss", "bits per byte", "generated", "written to", "ptm evaluate --workdir="):
         assert word in told.out
 
 
@@ -310,6 +308,7 @@ def test_every_recipe_trains_saves_resumes_and_evaluates(recipe, tmp_path, capfd
         assert cli.main(command) == 0
         told = capfd.readouterr()
         assert "Continuing" in told.err and "from step 7 of 20" in told.err and "Finished" in told.out
+        assert any(shown in told.out for shown in ("generated", "filled blanks", "filled spans"))
         found = evaluate.evaluate(f"ckpt:{tmp_path}")
     trained = [row for row in rows(tmp_path) if "loss" in row]
     assert [row["step"] for row in trained] == list(range(1, 21))

@@ -7,7 +7,6 @@ import string
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -108,6 +107,8 @@ def plain(text):
 
 
 RATES = {"adamw": 3e-3, "adafactor": 0.3, "lamb": 1e-2, "lion": 1e-3, "sgd": 0.1, "muon": 3e-3}
+
+
 def options_of(name: str) -> config.Optimizer:
     return config.Optimizer(name=name, learning_rate=RATES[name])
 
