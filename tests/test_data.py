@@ -558,10 +558,6 @@ def test_small_corpora_feed_64_streams(tmp_path, records_in_corpus, packing):
     assert len({row.tobytes() for row in batches[0]["tokens_BL"]}) > 48  # streams do not read the same tokens at once
 
 
-def test_default_streams_divide_every_batch_size():
-    assert [pipeline.default_streams(sizes) for sizes in ((12,), (256, 96), (128,), (7, 14))] == [4, 32, 64, 1]
-
-
 def test_streams_must_divide_the_batch(corpus):
     with pytest.raises(ConfigError, match="data.streams=3 does not divide the batch size 8"):
         loader(f"text:{corpus}", streams=3)

@@ -12,7 +12,6 @@ Each step is a pure function of what comes before it, so that the state of a str
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -209,8 +208,3 @@ def fingerprint(data: Data) -> str:
     """16 hex digits over the fingerprints of all sources of the training and validation splits, in order."""
     parts = [[sources.fingerprint(sources.open_source(spec, data=data)) for spec in specs] for specs in (data.source, data.validation_source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def default_streams(batch_sizes: Sequence[int]) -> int:
-    """Logical streams of a run: the greatest common divisor of its batch sizes and 64."""
-    return math.gcd(*batch_sizes, 64)
