@@ -32,7 +32,7 @@ def get_config(argument: str = ""):
             num_layers=layers // 2, width=width, num_heads=heads, head_dim=width // heads, mlp_width=4 * width, activation="gelu_tanh", gated=True, dropout=0.0
         )
         objective = span_corruption.Config(input_length=length)
-    steps = 20 if tiny else {"gpt": 800, "bert": 900, "t5": 900}[recipe]
+    steps = 20 if tiny else {"gpt": 480, "bert": 640, "t5": 600}[recipe]
     return config.base(
         model=model,
         objective=objective,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm.nn.context import Context
+from ptm.nn.linear import contract
 
 
 class Embed(nn.Module):
@@ -26,4 +27,4 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits [..., size] of hidden states [..., D]."""
-        return jax.lax.dot_general(x.astype(self.context.dtype), self.embedding.astype(self.context.dtype), (((x.ndim - 1,), (1,)), ((), ())))
+        return contract(x, self.embedding.T, dims=1, context=self.context)
