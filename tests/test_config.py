@@ -87,11 +87,11 @@ REFUSED = {
     "lengths that no text fits": ("t5", {"objective__input_length": "4", "data__length": "2"}, ["objective.input_length=4", "data.length=2", "longer"]),
     "microbatches": ("", {"train__microbatches": "3"}, ["train.microbatches=3", "train.batch_size=16", "allowed: 1, 2, 4, 8, 16"]),
     "streams": ("", {"data__streams": "5"}, ["data.streams=5", "train.batch_size=16", "allowed: 1, 2, 4, 8, 16"]),
-    "warm-up of the whole run": ("", {"schedule__warmup_steps": "800"}, ["schedule.warmup_steps=800", "train.steps=800", "0 to 799", "Lower --config"]),
+    "warm-up of the whole run": ("", {"train__steps": "800", "schedule__warmup_steps": "800"}, ["schedule.warmup_steps=800", "train.steps=800", "0 to 799", "Lower --config"]),
     "metric of no eval": ("", {"checkpoint__metric": "valid/loss"}, ["checkpoint.metric=valid/loss", "EVAL/METRIC", "'validation'?", "keep_best=0"]),
     "profile that ends before it begins": ("", {"log__profile": "5,4"}, ["log.profile=5,4", "FIRST <= LAST"]),
     "profile of one step": ("", {"log__profile": "5"}, ["log.profile=5;", "two steps"]),
-    "profile after the run": ("", {"log__profile": "800,801"}, ["log.profile=800,801", "allowed: steps from 0 to 799"]),
+    "profile after the run": ("", {"train__steps": "800", "log__profile": "800,801"}, ["log.profile=800,801", "allowed: steps from 0 to 799"]),
     "start of the parameters": ("", {"init": "scrach"}, ["init=scrach", "ckpt:DIR", "Did you mean 'scratch'?"]),
 }  # fmt: skip
 
