@@ -107,7 +107,8 @@ def _filled_spans(run: Run, params: Any) -> str:
     for row in range(ROWS):
         inputs, targets = batch["inputs_BI"][row][_first_segment(batch, row, "input_segments_BI")], batch["targets_BL"][row][_first_segment(batch, row)]
         shown = {"input": inputs, "target": targets, "filled": ids[row]}
-        lines += [_readable(f"{name}: {run.tokenizer.decode(_cut(value, run.tokenizer.eos_id))[:300].strip()}") for name, value in shown.items()]
+        texts = {name: run.tokenizer.decode(_cut(value, run.tokenizer.eos_id)) for name, value in shown.items()}
+        lines += [_readable(f"{name}: {' '.join(text.split())[:300]}") for name, text in texts.items()]
     return "  filled spans (greedy):\n" + "\n".join(lines)
 
 

@@ -77,6 +77,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
+        if start < steps:
+            progress.message("Compiling the first step.")
         for step in range(start, steps):
             batch = run.to_device(next(loader), batch_size=config.train.batch_size, rows=rows)
             profile(step, pending)

@@ -280,9 +280,9 @@ def test_messages_of_a_run(text, tmp_path, capfd):
     size = tree.size(ptm.load(f"ckpt:{tmp_path}")[1])
     assert lines[0] == f"gpt with {size:,} parameters, objective causal, bytes tokenizer of 263 pieces."
     assert lines[1] == f"2 steps of 256 tokens from text:{text} on 1 x cpu, written to {tmp_path}."
-    assert re.fullmatch(r"First step done .* after the start; \d+ compilations took .*, \d+ of them from the cache\.", lines[2])
-    assert re.fullmatch(r"step 1/2 \(50 %\)  loss \d\.\d{4}", lines[3])
-    assert re.fullmatch(r"step 2, validation: loss \d\.\d{4}, perplexity .*, accuracy .*, bits per byte .*", lines[5])
+    assert re.fullmatch(r"First step done .* after the start; \d+ compilations took .*, \d+ of them from the cache\.", lines[3])
+    assert re.fullmatch(r"step 1/2 \(50 %\)  loss \d\.\d{4}", lines[4])
+    assert re.fullmatch(r"step 2, validation: loss \d\.\d{4}, perplexity .*, accuracy .*, bits per byte .*", lines[6])
     for word in ("Finished gpt / causal in", "parameters", "tokens", "validation loss", "bits per byte", "generated", "written to", "ptm evaluate --workdir="):
         assert word in told.out
 
