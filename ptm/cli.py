@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ptm import fields
 from ptm.fields import ConfigError
 
-FAILED, USAGE = 1, 2
+FAILED, USAGE, INTERRUPTED = 1, 2, 75
 
 
 class _Parser(argparse.ArgumentParser):
@@ -160,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ptm: {error}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        print("ptm: interrupted before anything was changed. Start the same command again.", file=sys.stderr)
+        return INTERRUPTED
     except FloatingPointError as error:
         print(f"ptm: {error}", file=sys.stderr)
         return FAILED

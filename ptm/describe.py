@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import log, registry, run, tree
+from ptm import log, run, tree
 from ptm.data import pipeline
 from ptm.run import Run
 from ptm.samples import sample
@@ -67,9 +67,7 @@ def _write(path: Path, content: str) -> None:
 def write(this: Run, history: list[dict[str, Any]]) -> str:
     """Writes config.json, diff.txt, env.json and params.txt into the workdir; returns two lines that say what the run is."""
     config = this.config
-    evals = {name: type(options)() for name, options in config.evals.items()}
-    base = config_lib.resolve(config_lib.base(model=type(config.model)(), objective=type(config.objective)(), evals=evals), registry.REGISTRIES)
-    changes = config_lib.diff(base, config)
+    changes = config_lib.diff(config_lib.defaults_of(config), config)
     if jax.process_index() == 0:
         _write(this.workdir / "config.json", json.dumps(config_lib.to_dict(config), indent=1) + "\n")
         _write(this.workdir / "diff.txt", "".join(f"{key}: {old!r} -> {new!r}\n" for key, (old, new) in changes.items()))

@@ -262,7 +262,7 @@ def progress_line(step: int, *, steps: int, loss: float | None = None, tokens_pe
         parts.append(f"loss {loss:.4f}")
     if tokens_per_second is not None:
         parts.append(f"{count(tokens_per_second)} tokens/s")
-    if seconds_left is not None:
+    if seconds_left is not None and step < steps:
         parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)
 

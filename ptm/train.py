@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from ptm import checkpoint, describe, fields, parallel, registry
 from ptm import config as config_lib
-from ptm import describe, parallel, registry
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -34,6 +34,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     started = time.monotonic()
     config, workdir = registry.resolve(config), Path(workdir)
     changes = _check_resume(config, workdir, allow_change)
+    if config.init != "scratch":
+        checkpoint.parse_spec(config.init)  # a checkpoint that is not there is refused before anything is made
     steps, primary = config.train.steps, jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
@@ -102,6 +104,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 results |= values
                 log.metrics(done, values)
                 progress.message(_eval_line(done, name, values))
+            _check_metric(config, results)
             evaluated |= results
             stopping = stop.requested and pending is None  # a signal after the look above waits for the next step
             if due_save or stopping:
@@ -150,6 +153,14 @@ def _check_unchanged(run: Run, meta: dict[str, Any]) -> None:
         raise ConfigError(f"the data of {run.workdir} changed since step {meta['step']}: fingerprint {meta['data'][:12]} -> {now[:12]}. Restore the files, or use a new --workdir.")
     if meta["tokenizer"] != run.tokenizer.fingerprint:
         raise ConfigError(f"the tokenizer in {run.workdir / 'tokenizer'} is not the one of step {meta['step']}; restore it, or use a new --workdir.")
+
+
+def _check_metric(config: config_lib.Config, results: dict[str, float]) -> None:
+    """Refuses a metric to keep the best checkpoints by that its eval does not give."""
+    metric = config.checkpoint.metric
+    given = [name for name in results if name.split("/")[0] == metric.split("/")[0]]
+    if config.checkpoint.keep_best and given and metric not in given:
+        raise ConfigError(f"checkpoint.metric={metric} is not among the metrics of its eval; allowed: {', '.join(given)}.{fields.nearest(metric, given)}")
 
 
 def _speed(run: Run, step_time: float | None) -> dict[str, float]:
