@@ -34,7 +34,7 @@ def ptm_step_ms(steps: int) -> float:
 
 def torch_step_ms(steps: int) -> float:
     """Median milliseconds of a step of the PyTorch peer."""
-    command = [sys.executable, str(HERE / "peers/torch_gpt.py"), "--bench", str(steps), "--seeds", "0", "--json"]
+    command = [sys.executable, str(HERE / "peers/torch_gpt.py"), "--bench", str(steps), "--seeds", "0", "--json", "--threads", str(os.cpu_count())]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])["median_step_ms"]
 

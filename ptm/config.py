@@ -396,8 +396,8 @@ def load_recipe(spec: str) -> ConfigDict:
 
 
 def _line(error: Exception, path: str) -> int:
-    """The innermost line of the recipe that an error came from."""
-    return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == os.path.abspath(path)][-1]
+    """The innermost line of the recipe that an error came from; 1 if it came from the call itself."""
+    return [1, *(frame.lineno for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == os.path.abspath(path))][-1]
 
 
 def _reason(error: Exception) -> str:

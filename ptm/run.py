@@ -135,11 +135,21 @@ def make_tokenizer(config: Config, workdir: Path | None) -> Any:
 
 def use_compile_cache(cache: str | None) -> None:
     """Turns the persistent compile cache on in a folder (auto = the user's cache folder), or off."""
-    if cache == "auto":
+    chosen = cache != "auto"
+    if not chosen:
         cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ptm", "xla")
-    if jax.config.jax_compilation_cache_dir is None or cache is None:
+    if chosen or jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _layout(config: Config, devices: list | None) -> parallel.Layout:
+    """The config's layout on the devices, which can share its batches. Raises ConfigError if they cannot."""
+    layout = parallel.make_layout(config.mesh, devices=devices)
+    parallel.check_batch(layout, config.train.batch_size // config.train.microbatches, "train.batch_size / train.microbatches")
+    for name, options in config.evals.items():
+        parallel.check_batch(layout, options.batch_size or config.train.batch_size, f"evals.{name}.batch_size" if options.batch_size else "train.batch_size")
+    return layout
 
 
 def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None) -> Run:
@@ -147,10 +157,7 @@ def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | No
     config = registry.resolve(config)
     workdir = None if workdir is None else Path(workdir)
     use_compile_cache(config.compute.cache)
-    layout = parallel.make_layout(config.mesh, devices=devices)
-    parallel.check_batch(layout, config.train.batch_size // config.train.microbatches, "train.batch_size / train.microbatches")
-    for name, options in config.evals.items():
-        parallel.check_batch(layout, options.batch_size or config.train.batch_size, f"evals.{name}.batch_size" if options.batch_size else "train.batch_size")
+    layout = _layout(config, devices)
     tokenizer = make_tokenizer(config, workdir)
     given = config.model.vocab_size
     if given is not None and given < tokenizer.vocab_size:
@@ -199,7 +206,16 @@ def load(spec: str, *, devices: list | None = None) -> tuple[Run, Any]:
 def reopen(spec: str, *, devices: list | None = None) -> Run:
     """The Run whose checkpoint `ckpt:DIR[@...]` names, from the config in its workdir."""
     workdir = checkpoint.parse_spec(spec).folder.parent
-    return setup(read_config(workdir), workdir=workdir, devices=devices)
+    config = registry.resolve(read_config(workdir))
+    devices = jax.devices() if devices is None else devices
+    try:
+        _layout(config, devices)
+    except ConfigError:
+        # Made on another number of devices: one of these reads it.
+        devices, config = devices[:1], dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, sequence=1))
+    if config.compute.attention == "cudnn" and devices[0].platform != "gpu":
+        config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="auto"))
+    return setup(config, workdir=workdir, devices=devices)
 
 
 def load_params(spec: str, run: Run) -> tuple[Any, int]:

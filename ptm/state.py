@@ -152,7 +152,7 @@ def train_step(
         in_a_row = jnp.where(accepted, 0, state["window"]["in_a_row"] + 1)
         new["window"] = slid | {"skipped": state["window"]["skipped"] + ~accepted, "in_a_row": in_a_row}
     if "carry" in state:
-        new["carry"] = carry
+        new["carry"] = choose(carry, state["carry"])
 
     # The optimizer does not count skipped steps, and its schedule neither.
     counted = state["step"] - (state["window"]["skipped"] if "window" in state else 0)

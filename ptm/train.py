@@ -22,7 +22,8 @@ from ptm.run import Run
 FINISHED, INTERRUPTED = 0, 75
 FIXED = ("model", "tokenizer", "objective", "data", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
-FREE = ("train.steps", "train.microbatches")  # but these may: a run can grow, and parts of a batch give the same gradient
+# But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records changes no row.
+FREE = ("train.steps", "train.microbatches", "data.prefetch", "data.max_bad_records")
 
 
 def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None) -> int:
@@ -34,8 +35,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     started = time.monotonic()
     config, workdir = registry.resolve(config), Path(workdir)
     changes = _check_resume(config, workdir, allow_change)
-    if config.init != "scratch":
-        checkpoint.parse_spec(config.init)  # a checkpoint that is not there is refused before anything is made
+    if config.init != "scratch" and not (workdir / "ckpt").is_dir():
+        checkpoint.parse_spec(config.init)  # a checkpoint that is not there is refused before anything is made; a run that goes on needs it no more
     steps, primary = config.train.steps, jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
@@ -76,6 +77,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 checkpoints.wait()
                 raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
 
+        if config.evals and start < steps:
+            next(run.validation(config.train.batch_size))  # an empty validation split is refused now, not at the first evaluation
         timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
@@ -136,8 +139,9 @@ def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[
     if not (workdir / "config.json").is_file():
         return {}
     changes = config_lib.diff(run_lib.read_config(workdir), config)
-    bad = [key for key in changes if key.split(".")[0] in FIXED]
-    ask = [key for key in changes if key.split(".")[0] in ASK and key not in FREE and key not in allow_change]
+    firm = [key for key in changes if key not in FREE]
+    bad = [key for key in firm if key.split(".")[0] in FIXED]
+    ask = [key for key in firm if key.split(".")[0] in ASK and key not in allow_change]
     if bad or ask:
         lines = [f"  {key}: {changes[key][0]!r} -> {changes[key][1]!r}" + (f"   (allowed with --allow_change={key})" if key in ask else "") for key in bad + ask]
         raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir, or undo these changes:\n" + "\n".join(lines))

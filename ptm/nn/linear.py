@@ -1,7 +1,6 @@
 """Affine maps over one or several dimensions."""
 
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -30,11 +29,10 @@ class Linear(nn.Module):
     outputs: tuple[int, ...]
     std: float
     use_bias: bool = True
-    init: Callable = nn.initializers.normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.init(self.std), (*self.inputs, *self.outputs), jnp.float32)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.outputs), jnp.float32)
         y = contract(x, kernel, dims=len(self.inputs), context=self.context)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.context.dtype)
