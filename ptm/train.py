@@ -78,7 +78,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
 
         if config.evals and start < steps:
-            next(run.validation(config.train.batch_size))  # an empty validation split is refused now, not at the first evaluation
+            run.validation(config.train.batch_size)  # looks for the first row: an empty split is refused now, not at the first evaluation
         timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs

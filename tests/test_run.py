@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -185,6 +186,43 @@ def test_a_batch_that_devices_cannot_share_is_refused_at_once(text, tmp_path):
     config = runs.tiny("concat", text=text, evals__validation__batch_size=12)
     with pytest.raises(ConfigError, match=r"evals\.validation\.batch_size=12 rows cannot be split .* 8 devices"):
         runs.run(config, tmp_path, devices=8)
+
+
+def test_a_checkpoint_is_read_on_devices_that_its_mesh_does_not_fit(finished, text, tmp_path):
+    """A run of 8 devices is evaluated on one, and one whose batch 3 devices cannot share on the first of three."""
+    workdir = tmp_path / "run"
+    runs.run(runs.tiny("concat", text=text, train__steps=2, mesh__fsdp=8, mesh__data=1), workdir, devices=8)
+    for spec, devices in ((workdir, 1), (finished, 3)):
+        run, params = run_lib.load(f"ckpt:{spec}", devices=jax.devices()[:devices])
+        assert run.layout.mesh.size == 1
+        expected = [row["validation/loss"] for row in rows(spec) if "validation/loss" in row][-1]
+        assert run.evaluate("validation", params)["validation/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_empty_validation_split_is_refused_before_training(text, tmp_path):
+    short = tmp_path / "two.txt"
+    short.write_text("one document of some words\nanother document\n")
+    with pytest.raises(ConfigError, match="validation"):
+        runs.run(runs.tiny("concat", text=short, data__holdout=0.0), tmp_path / "run")
+    assert not (tmp_path / "run" / "ckpt").exists() or not any((tmp_path / "run" / "ckpt").iterdir())
+
+
+def test_an_unknown_metric_to_keep_by_is_refused(text, tmp_path):
+    config = runs.tiny("concat", text=text, train__steps=2, evals__validation__every=1, checkpoint__metric="validation/los")
+    with pytest.raises(ConfigError, match="checkpoint.metric=validation/los is not among .* Did you mean 'validation/loss'"):
+        runs.run(config, tmp_path / "run")
+
+
+def test_a_run_goes_on_when_the_checkpoint_it_began_from_is_gone(finished, text, tmp_path):
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(finished, source)
+    config = runs.tiny("concat", text=text, train__steps=2, init=f"ckpt:{source}")
+    runs.run(config, workdir)
+    shutil.rmtree(source)
+    config.train.steps = 3
+    assert runs.run(config, workdir) == 0
+    with pytest.raises(ConfigError, match="there is no folder"):
+        runs.run(config, tmp_path / "other")
 
 
 def test_samples_show_no_control_characters(finished, capfd):
