@@ -43,7 +43,7 @@ def get_config(argument: str = ""):
             kind="bytes" if tiny else "sentencepiece", vocab_size=4096, algorithm="bpe", sentinels=32 if recipe == "t5" else 0
         ),
         # A post-norm BERT stays at the frequencies of words under the rate that suits the two pre-norm models.
-        optimizer=Optimizer(learning_rate=7e-4 if recipe == "bert" else 2e-3, weight_decay=0.1, b2=0.98),
+        optimizer=Optimizer(learning_rate=7e-4 if recipe == "bert" and not tiny else 2e-3, weight_decay=0.1, b2=0.98),
         schedule=Schedule(name="cosine", warmup_steps=steps // 10, final_factor=0.1),
         compute=Compute(scan_layers=False),
         checkpoint=Checkpoint(every=10 if tiny else steps // 4),
