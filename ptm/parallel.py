@@ -33,11 +33,14 @@ AXES: dict[str, str] = {
     r".*/(wi|gate)/bias": "mlp",
     r".*/wo/kernel": "mlp embed",
     r".*/wo/bias": "embed",
+    r".*/(query|key)_rms/scale": "head_dim",
     r".*norm/(scale|bias)": "embed",
     r".*dense/kernel": "embed embed_out",
     r".*dense/bias": "embed_out",
-    r"lm_head/kernel": "embed vocab",
+    r"lm_head/kernel|mlm_head/decoder/kernel": "embed vocab",
     r"(lm|mlm)_head/bias": "vocab",
+    r"(pair|tag|qa)_head/kernel|classify_head/labels/kernel": "embed labels",
+    r"(pair|tag|qa)_head/bias|classify_head/labels/bias": "labels",
 }
 
 _BATCH = ("data", "fsdp")

@@ -49,13 +49,13 @@ PACKED = np.array([[1] * 5 + [2] * 9 + [3] * 4 + [0] * 6, [1] * 24], np.int32)
 PACKED_INPUTS = np.array([[1] * 3 + [2] * 3 + [3] * 3 + [0] * 3, [1] * 12], np.int32)
 ONES = np.ones((ROWS, LENGTH), np.int32)
 CASES = {
-    "full": (self_mask("full", ONES), None),
-    "causal": (self_mask("causal", ONES), None),
-    "full, packed": (self_mask("full", PACKED), None),
-    "causal, packed": (self_mask("causal", PACKED), None),
-    "full, packed, bias": (self_mask("full", PACKED), random(1, HEADS, LENGTH, LENGTH, seed=3)),
-    "causal, packed, bias": (self_mask("causal", PACKED), random(1, HEADS, LENGTH, LENGTH, seed=3)),
-    "cross, packed": (cross_mask(PACKED, PACKED_INPUTS), None),
+    "full": (self_mask("full", {"segments_BL": ONES}), None),
+    "causal": (self_mask("causal", {"segments_BL": ONES}), None),
+    "full, packed": (self_mask("full", {"segments_BL": PACKED}), None),
+    "causal, packed": (self_mask("causal", {"segments_BL": PACKED}), None),
+    "full, packed, bias": (self_mask("full", {"segments_BL": PACKED}), random(1, HEADS, LENGTH, LENGTH, seed=3)),
+    "causal, packed, bias": (self_mask("causal", {"segments_BL": PACKED}), random(1, HEADS, LENGTH, LENGTH, seed=3)),
+    "cross, packed": (cross_mask({"segments_BL": PACKED, "input_segments_BI": PACKED_INPUTS}), None),
 }
 
 
@@ -82,7 +82,7 @@ def test_backends_agree(case):
 
 def test_largest_logit_is_the_largest_allowed_one():
     q, k, v = inputs()
-    mask = self_mask("causal", ONES)
+    mask = self_mask("causal", {"segments_BL": ONES})
     logits = np.where(mask.dense(), np.einsum("blhk,bthk->bhlt", q, k) * 0.3, -np.inf)
     assert float(attention.attend(q, k, v, context=context(attention="xla"), mask=mask, scale=0.3)[1]) == pytest.approx(logits.max(), rel=1e-6)
 
@@ -91,7 +91,7 @@ def test_largest_logit_is_the_largest_allowed_one():
 def test_wholly_masked_queries_give_no_nan(backend):
     """A decoder's padding whose encoder row has no padding sees nothing at all; the rest of the row does not feel it."""
     q, k, v = inputs()
-    mask = cross_mask(PACKED, ONES)
+    mask = cross_mask({"segments_BL": PACKED, "input_segments_BI": ONES})
 
     def run(q):
         out, _ = attention.attend(q, k, v, context=context(attention=backend, attention_chunk=8), mask=mask, scale=1.0)
@@ -100,7 +100,7 @@ def test_wholly_masked_queries_give_no_nan(backend):
     grad, out = zoo.jit(jax.grad(run, has_aux=True))(q)
     assert np.isfinite(out).all() and np.isfinite(grad).all()
     assert not np.asarray(grad)[PACKED != 1].any()
-    plain = attention.attend(q, k, v, context=context(attention="xla"), mask=self_mask("full", ONES), scale=1.0)[0]
+    plain = attention.attend(q, k, v, context=context(attention="xla"), mask=self_mask("full", {"segments_BL": ONES}), scale=1.0)[0]
     np.testing.assert_allclose(np.asarray(out)[PACKED == 1], np.asarray(plain)[PACKED == 1], atol=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_dropout_drops_weights_and_keeps_the_mean(backend):
     rate, length = 0.3, 128
     zeros = jnp.zeros((1, length, 2, 4))
     v = jnp.tile(jnp.eye(length)[None, :, None], (1, 1, 2, 1))
-    mask = self_mask("full", np.ones((1, length), np.int32))
+    mask = self_mask("full", {"segments_BL": np.ones((1, length), np.int32)})
 
     def weights(key):
         options = {"context": context(attention=backend, attention_chunk=32), "mask": mask, "scale": 1.0, "dropout": rate}
@@ -153,7 +153,7 @@ def test_what_a_backend_cannot_honour_is_refused(backend, changes, reason):
 
 def test_refusal_comes_out_of_attend():
     with pytest.raises(ConfigError, match="cudnn is refused here: it needs an NVIDIA GPU"):
-        attention.attend(*inputs(), context=context(attention="cudnn"), mask=self_mask("full", ONES), scale=1.0)
+        attention.attend(*inputs(), context=context(attention="cudnn"), mask=self_mask("full", {"segments_BL": ONES}), scale=1.0)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def temporary_bytes(backend, length):
     q, k, v = (jnp.zeros((1, length, 2, 16)),) * 3
 
     def loss(q, k, v):
-        mask = self_mask("causal", jnp.ones((1, length), jnp.int32))
+        mask = self_mask("causal", {"segments_BL": jnp.ones((1, length), jnp.int32)})
         return jnp.sum(attention.attend(q, k, v, context=context(attention=backend, attention_chunk=128), mask=mask, scale=1.0)[0])
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
@@ -238,8 +238,8 @@ def test_relative_buckets_of_the_released_model():
 
 
 def test_mask_of_a_part_of_the_queries():
-    mask = self_mask("causal", PACKED)
-    np.testing.assert_array_equal(mask.rows(PACKED[:, 8:16], 8), mask.dense()[:, :, 8:16])
+    mask = self_mask("causal", {"segments_BL": PACKED})
+    np.testing.assert_array_equal(mask.part(8, 8).dense(), mask.dense()[:, :, 8:16])
     decoding = Mask(kind="causal", query_segments_BL=PACKED[:, 8:9], key_segments_BT=PACKED, offset=jnp.int32(8))
     np.testing.assert_array_equal(decoding.dense(), mask.dense()[:, :, 8:9])
 

@@ -43,7 +43,7 @@ REFUSED = {
     "key of another section": ("", {"train__learning_rate": "1"}, ["'optimizer.learning_rate'"]),
     "key without its section": ("", {"batch_size": "1"}, ["--config.batch_size", "'train.batch_size'"]),
     "far from every key of its section": ("", {"optimizer__lr": "1"}, ["Keys of optimizer: name, learning_rate, weight_decay"]),
-    "key of another family": ("bert", {"model__tie_embeddings": "true"}, ["--config.model.tie_embeddings"]),
+    "key of another family": ("bert", {"model__scale_by_layer": "true"}, ["--config.model.scale_by_layer"]),
     "typo in the name of an eval": ("", {"evals__valid__every": "1"}, ["'evals.validation.every'"]),
     "section as a key": ("", {"train": "3"}, ["--config.train is a section", "train.steps, train.batch_size"]),
     "name of the family": ("", {"model__name": "bert"}, ["--config.model.name cannot be overridden", "recipe's argument"]),

@@ -60,23 +60,24 @@ def test_no_leak_and_no_lost_context(family):
             np.testing.assert_array_equal(influence(hidden(family), batch, field), expected_influence(family, batch, field))
 
 
-def mutant_flipped(self, segments, offset):
-    allowed = segments[:, None, :, None] == self.key_segments_BT[:, None, None, :]
-    return allowed & (jnp.arange(self.key_segments_BT.shape[1])[None, :] >= jnp.arange(segments.shape[1])[:, None])
+def mutant_flipped(self, original=masks.Mask.dense):
+    index = jnp.arange(self.query_segments_BL.shape[1])
+    return original(self.replace(kind="full")) & (index[None, :] >= index[:, None])
 
 
-def mutant_one_late(self, segments, offset, original=masks.Mask.rows):
-    return original(self, segments, offset + 1)
+def mutant_one_late(self, original=masks.Mask.dense):
+    return original(self.replace(offset=self.offset + 1))
 
 
-def mutant_packing_ignored(self, segments, offset, original=masks.Mask.rows):
-    return original(self.replace(key_segments_BT=jnp.ones_like(self.key_segments_BT)), jnp.ones_like(segments), offset)
+def mutant_packing_ignored(self, original=masks.Mask.dense):
+    ones = jnp.ones_like(self.query_segments_BL)
+    return original(self.replace(query_segments_BL=ones, key_segments_BT=ones))
 
 
 @pytest.mark.parametrize("mutant", [mutant_flipped, mutant_one_late, mutant_packing_ignored])
 def test_mutation_of_the_mask_is_seen(monkeypatch, mutant):
     """The leak test turns red when the causal comparison is flipped or off by one, and when segments are ignored."""
-    monkeypatch.setattr(masks.Mask, "rows", mutant)
+    monkeypatch.setattr(masks.Mask, "dense", mutant)
     batch = packed_row("gpt")
     assert not np.array_equal(influence(hidden_function("gpt"), batch, "tokens_BL"), expected_influence("gpt", batch, "tokens_BL"))
 

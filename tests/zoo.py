@@ -18,11 +18,13 @@ SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "vocab_size": VOCAB}
 T5 = {"head_dim": 8, "mlp_width": 64, "dropout": 0.0, "num_buckets": 8, "max_distance": 20}
 CONFIGS = {
     "gpt": gpt.Config(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0),
+    "gpt1": gpt.Config(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0, prenorm=False, scale_by_layer=True),
     "bert": bert.BertConfig(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0),
+    "roberta": bert.RobertaConfig(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0, tie_embeddings=False),
     "t5": t5.Config(**SMALL, **T5),
     "t5_1.1": t5.Config(**SMALL, **T5, gated=True, activation="gelu_tanh", tie_embeddings=False),
 }
-HOME = {"gpt": "causal", "bert": "mlm", "t5": "span_corruption", "t5_1.1": "span_corruption"}
+HOME = {"gpt": "causal", "gpt1": "causal", "bert": "mlm", "roberta": "mlm", "t5": "span_corruption", "t5_1.1": "span_corruption"}
 LENGTH, INPUTS = 16, 24
 
 

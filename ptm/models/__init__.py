@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ptm.fields import ConfigError
 from ptm.models import bert, gpt, t5
 from ptm.nn.context import Context
+from ptm.nn.heads import split_head
 from ptm.nn.stack import Output
 
 
@@ -24,6 +26,7 @@ class Family:
 MODELS: dict[str, Family] = {
     "gpt": Family(gpt.Config, gpt.GPT, gpt.SIZES),
     "bert": Family(bert.BertConfig, bert.Bert, bert.SIZES),
+    "roberta": Family(bert.RobertaConfig, bert.Bert, bert.ROBERTA_SIZES),
     "t5": Family(t5.Config, t5.T5, t5.SIZES),
 }
 
@@ -48,22 +51,24 @@ class Model:
     def _apply(self, params: Any, *args: Any, method: str | None = None, rng: jax.Array | None = None, **kwargs: Any) -> Any:
         return self.module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng}, **kwargs)
 
-    def hidden(self, params: Any, batch: dict[str, jax.Array], *, mask: str, train: bool = False, rng: jax.Array | None = None, cache: Any = None) -> Output:
-        """Last hidden states of a batch under a kind of mask; `rng` drives dropout when `train`."""
-        extra = {} if cache is None else {"cache": cache}
-        return self._apply(params, batch, mask=mask, train=train, rng=rng, **extra)
+    def hidden(self, params: Any, batch: dict[str, jax.Array], *, mask: str, train: bool = False, rng: jax.Array | None = None, **options: Any) -> Output:
+        """Last hidden states of a batch under a kind of mask; `rng` drives dropout when `train`.
 
-    def encode(self, params: Any, batch: dict[str, jax.Array]) -> Output:
+        `options` are those of the family: `cache` of decoders, `states` for the hidden states of all layers.
+        """
+        return self._apply(params, batch, mask=mask, train=train, rng=rng, **options)
+
+    def encode(self, params: Any, batch: dict[str, jax.Array], *, states: bool = False) -> Output:
         """Hidden states of an encoder-decoder's encoder."""
-        return self._apply(params, batch, method="encode")
+        return self._apply(params, batch, method="encode", states=states)
 
-    def decode(self, params: Any, batch: dict[str, jax.Array], encoded: Output, *, cache: Any = None) -> Output:
+    def decode(self, params: Any, batch: dict[str, jax.Array], encoded: Output, *, cache: Any = None, states: bool = False) -> Output:
         """Hidden states of an encoder-decoder's decoder."""
-        return self._apply(params, batch, encoded, method="decode", cache=cache)
+        return self._apply(params, batch, encoded, method="decode", cache=cache, states=states)
 
-    def logits(self, params: Any, hidden: jax.Array, *, head: str) -> jax.Array:
-        """Output of a head for hidden states."""
-        return self._apply(params, hidden, head, method="logits")
+    def logits(self, params: Any, hidden: jax.Array, *, head: str, train: bool = False, rng: jax.Array | None = None) -> jax.Array:
+        """Output of a head for hidden states [..., D]; `rng` drives dropout when `train`."""
+        return self._apply(params, hidden, head, train, method="logits", rng=rng)
 
     def empty_cache(self, *, rows: int, length: int) -> Any:
         """A cache for decoding up to `length` tokens of `rows` rows."""
@@ -71,5 +76,9 @@ class Model:
 
 
 def make(config: Any, *, context: Context, heads: tuple[str, ...]) -> Model:
-    """The model of a family's config with the heads that an objective declares."""
-    return Model(MODELS[config.name].module(config, context, heads))
+    """The model of a family's config with the heads that an objective declares. Raises ConfigError for a head that it has not."""
+    for head in heads:
+        if split_head(head)[0] not in config.heads:
+            fitting = [name for name, family in MODELS.items() if split_head(head)[0] in family.config.heads]
+            raise ConfigError(f"model {config.name} has no head {head}; it has {', '.join(config.heads)}. Families with it: {', '.join(fitting) or 'none'}.")
+    return Model(MODELS[config.name].module(config=config, context=context, heads=heads))

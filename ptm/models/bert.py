@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019): a post-norm encoder with learned positions, segment types, pooler and a tied MLM head."""
+"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): post-norm encoders with learned positions, segment types and an MLM head."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
-from ptm.nn.block import BlockConfig, block_flops
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
-from ptm.nn.heads import MLMHead, Pooler
+from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.masks import self_mask
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
+from ptm.nn.shape import BlockConfig, block_flops
 from ptm.nn.stack import Output, Stack
 
 
@@ -24,6 +24,9 @@ class BertConfig:
 
     name: ClassVar[str] = "bert"
     kind: ClassVar[str] = "encoder"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "pooled", "pair", "classify", "tag", "qa")
+    position_offset: ClassVar[int] = 0  # rows of the position table before the first position
+    classify_activation: ClassVar[str | None] = None  # None: classification reads the pooler
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
     num_layers: int = field(12, low=1, doc="Layers.")
@@ -33,6 +36,7 @@ class BertConfig:
     max_length: int = field(512, low=1, unit="tokens", doc="Rows of the position table.")
     num_types: int = field(2, low=1, doc="Rows of the segment-type table.")
     activation: str = field("gelu", choices=tuple(ACTIVATIONS), doc="Activation of the feed-forward and the MLM head.")
+    tie_embeddings: bool = field(True, doc="Project on the token table in the MLM head instead of a table of its own.")
     norm_eps: float = field(1e-12, low=0.0, doc="Added to variances.")
     dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of embeddings and sublayers.")
     attention_dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of attention weights.")
@@ -58,6 +62,19 @@ class BertConfig:
         return self.num_layers * block_flops(self.block(), length=length, keys=length) + head
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobertaConfig(BertConfig):
+    """Shape of a RoBERTa model: BERT's, with positions that begin after the padding piece's, one segment type and no pair task."""
+
+    name: ClassVar[str] = "roberta"
+    heads: ClassVar[tuple[str, ...]] = ("mlm", "pooled", "classify", "tag", "qa")
+    position_offset: ClassVar[int] = 2  # the padding piece has id 1, and position 1
+    classify_activation: ClassVar[str | None] = "tanh"
+
+    num_types: int = field(1, low=1, doc="Rows of the segment-type table; RoBERTa tells no segments apart, its released checkpoints hold one row.")
+    norm_eps: float = field(1e-5, low=0.0, doc="Added to variances.")
+
+
 # Devlin et al. 2019, section 3; the smaller ones from Turc et al. 2019, table 1.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 2, "width": 128, "num_heads": 2},
@@ -69,44 +86,37 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class Bert(nn.Module):
-    """tokens_BL (and types_BL) -> hidden_BLD; head `mlm`: logits [..., V]; head `pooled`: [B, D]."""
+# Liu et al. 2019, section 4; Conneau et al. 2020, appendix (XLM-R).
+ROBERTA_SIZES: dict[str, dict[str, Any]] = {name: SIZES[name] for name in ("base", "large")}
+
+
+class Bert(Headed):
+    """tokens_BL (and types_BL) -> hidden_BLD."""
 
     config: BertConfig
-    context: Context
-    heads: tuple[str, ...]
 
     def setup(self) -> None:
         c = self.config
         self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
-        self.position_embed = Embed(self.context, c.max_length, c.width, c.init_std)
+        self.position_embed = Embed(self.context, c.max_length + c.position_offset, c.width, c.init_std)
         self.type_embed = Embed(self.context, c.num_types, c.width, c.init_std)
         self.embed_norm = Norm("layer", c.norm_eps)
         self.embed_dropout = nn.Dropout(c.dropout)
         self.encoder = Stack(c.block(), self.context, c.num_layers)
         if "mlm" in self.heads:
-            self.mlm_head = MLMHead(self.context, c.width, c.vocab_size, c.activation, c.norm_eps, c.init_std)
-        if "pooled" in self.heads:
-            self.pooler = Pooler(self.context, c.width, c.init_std)
+            self.mlm_head = MLMHead(self.context, c.width, c.width, c.vocab_size, c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings)
+        self.make_heads(
+            width=c.width, std=c.init_std, dropout=c.dropout, activation=c.classify_activation, pooled=c.classify_activation is None
+        )  # fmt: skip
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", train: bool = False) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, train: bool = False) -> Output:
         """Hidden states of a batch; a batch without types_BL is all of type 0."""
         tokens_BL = batch["tokens_BL"]
         types_BL = batch["types_BL"] if "types_BL" in batch else jnp.zeros_like(tokens_BL)
-        x_BLD = self.token_embed(tokens_BL) + self.position_embed(batch["positions_BL"]) + self.type_embed(types_BL)
+        positions_BL = batch["positions_BL"] + self.config.position_offset
+        x_BLD = self.token_embed(tokens_BL) + self.position_embed(positions_BL) + self.type_embed(types_BL)
         x_BLD = self.embed_dropout(self.embed_norm(x_BLD), deterministic=not train)
-        return self.encoder(x_BLD, mask=self_mask(mask, batch["segments_BL"]), train=train)
+        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
 
-    def logits(self, hidden: jax.Array, head: str = "mlm") -> jax.Array:
-        """`mlm`: logits [..., V] of hidden states [..., D]; `pooled`: the pooler's [B, D] of hidden_BLD."""
-        assert head in ("mlm", "pooled"), head
-        return self.mlm_head(hidden, self.token_embed) if head == "mlm" else self.pooler(hidden)
-
-    def touch(self, batch: dict[str, jax.Array]) -> None:
-        """Runs every part once, so that `init` makes all parameters."""
-        hidden_BLD = self(batch).hidden_BLD
-        for head in self.heads:
-            self.logits(hidden_BLD[:, :1], head)
-
-
-
+    def mlm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.mlm_head(hidden, self.token_embed)

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): a pre-norm decoder with learned positions and tied embeddings."""
+"""GPT-2 (Radford et al. 2019), and with `prenorm` off GPT (Radford et al. 2018): decoders with learned positions and tied embeddings."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -8,21 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
-from ptm.nn.block import BlockConfig, block_flops
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
+from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
-from ptm.nn.masks import Mask, self_mask
+from ptm.nn.masks import cached_mask, empty_seen, self_mask
 from ptm.nn.mlp import ACTIVATIONS
+from ptm.nn.shape import BlockConfig, block_flops
 from ptm.nn.stack import Output, Stack, empty_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Shape of a GPT-2 model."""
+    """Shape of a GPT or GPT-2 model."""
 
     name: ClassVar[str] = "gpt"
     kind: ClassVar[str] = "decoder"
+    heads: ClassVar[tuple[str, ...]] = ("lm", "classify", "tag", "qa")
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
     num_layers: int = field(12, low=1, doc="Layers.")
@@ -30,9 +32,12 @@ class Config:
     num_heads: int = field(12, low=1, doc="Attention heads; divides width.")
     mlp_width: int | None = field(None, low=1, doc="Width of the feed-forward; None = 4 x width.")
     max_length: int = field(1024, low=1, unit="tokens", doc="Rows of the position table.")
+    prenorm: bool = field(True, doc="Norm before each sublayer and a final one (GPT-2), or after each residual (GPT).")
     activation: str = field("gelu_tanh", choices=tuple(ACTIVATIONS), doc="Activation of the feed-forward.")
     use_bias: bool = field(True, doc="Biases in linear maps and norms.")
     tie_embeddings: bool = field(True, doc="Project on the token table instead of a head of its own.")
+    scale_attention: bool = field(True, doc="Divide attention logits by the square root of the head's width.")
+    scale_by_layer: bool = field(False, doc="Divide the attention logits of the n-th layer by n as well.")
     norm_eps: float = field(1e-5, low=0.0, doc="Added to variances.")
     dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of embeddings and sublayers.")
     attention_dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of attention weights.")
@@ -48,8 +53,9 @@ class Config:
         residual_std = self.init_std / (2 * self.num_layers) ** 0.5 if self.residual_std is None else self.residual_std
         head_dim = self.width // self.num_heads
         return BlockConfig(
-            width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width or 4 * self.width, prenorm=True,
-            norm_eps=self.norm_eps, use_bias=self.use_bias, activation=self.activation, scale=head_dim**-0.5, dropout=self.dropout,
+            width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width or 4 * self.width,
+            prenorm=self.prenorm, norm_eps=self.norm_eps, use_bias=self.use_bias, activation=self.activation,
+            scale=head_dim**-0.5 if self.scale_attention else 1.0, scale_by_layer=self.scale_by_layer, dropout=self.dropout,
             attention_dropout=self.attention_dropout, query_std=self.init_std, key_std=self.init_std, attention_out_std=residual_std,
             mlp_in_std=self.init_std, mlp_out_std=residual_std,
         )  # fmt: skip
@@ -60,8 +66,9 @@ class Config:
         return self.num_layers * block_flops(self.block(), length=length, keys=length) + 2 * positions * self.width * self.vocab_size
 
 
-# Radford et al. 2019, table 2 (the smallest as released: 124 million parameters).
+# Radford et al. 2018, section 4.1; Radford et al. 2019, table 2 (the smallest as released: 124 million parameters).
 SIZES: dict[str, dict[str, Any]] = {
+    "gpt1": {"num_layers": 12, "width": 768, "num_heads": 12, "max_length": 512, "prenorm": False},
     "small": {"num_layers": 12, "width": 768, "num_heads": 12},
     "medium": {"num_layers": 24, "width": 1024, "num_heads": 16},
     "large": {"num_layers": 36, "width": 1280, "num_heads": 20},
@@ -69,12 +76,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class GPT(nn.Module):
+class GPT(Headed):
     """tokens_BL -> hidden_BLD; head `lm`: logits_BLV."""
 
     config: Config
-    context: Context
-    heads: tuple[str, ...]
 
     def setup(self) -> None:
         c = self.config
@@ -83,36 +88,23 @@ class GPT(nn.Module):
         self.decoder = Stack(c.block(), self.context, c.num_layers)
         self.embed_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
-            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False)
+            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=jnp.float32)
+        self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", cache: Any = None, train: bool = False) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", cache: Any = None, states: bool = False, train: bool = False) -> Output:
         """Hidden states of a batch; with a cache, the batch continues the rows that the cache holds."""
         x_BLD = self.token_embed(batch["tokens_BL"]) + self.position_embed(batch["positions_BL"])
         x_BLD = self.embed_dropout(x_BLD, deterministic=not train)
         if cache is None:
-            return self.decoder(x_BLD, mask=self_mask(mask, batch["segments_BL"]), train=train)
-        index = cache["index"]
-        segments_BT = jax.lax.dynamic_update_slice_in_dim(cache["segments_BT"], batch["segments_BL"], index, axis=1)
-        decode_mask = Mask(kind=mask, query_segments_BL=batch["segments_BL"], key_segments_BT=segments_BT, offset=index)
-        out = self.decoder(x_BLD, mask=decode_mask, cache=cache["layers"], train=train)
-        return out.replace(cache={"layers": out.cache, "segments_BT": segments_BT, "index": index + x_BLD.shape[1]})
+            return self.decoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
+        decode_mask, seen = cached_mask(mask, batch, cache["seen"])
+        out = self.decoder(x_BLD, mask=decode_mask, cache=cache["layers"], states=states, train=train)
+        return out.replace(cache={"layers": out.cache, "seen": seen})
 
-    def logits(self, hidden: jax.Array, head: str = "lm") -> jax.Array:
-        """Logits [..., V] of hidden states [..., D]."""
-        assert head == "lm", head
-        logits = self.token_embed.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden)
-        return logits
+    def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.token_embed.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden)
 
     def empty_cache(self, rows: int, length: int) -> dict[str, Any]:
         """A cache for decoding `length` tokens of `rows` rows."""
         layers = empty_cache(self.config.block(), self.context, num_layers=self.config.num_layers, rows=rows, length=length)
-        return {"layers": layers, "segments_BT": jnp.zeros((rows, length), jnp.int32), "index": jnp.int32(0)}
-
-    def touch(self, batch: dict[str, jax.Array]) -> None:
-        """Runs every part once, so that `init` makes all parameters."""
-        hidden_BLD = self(batch).hidden_BLD
-        for head in self.heads:
-            self.logits(hidden_BLD[:, :1], head)
-
-
-
+        return {"layers": layers, "seen": empty_seen(rows, length)}

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import field
-from ptm.nn.block import BlockConfig, block_flops
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
+from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
-from ptm.nn.masks import Mask, cross_mask, self_mask
+from ptm.nn.masks import cached_mask, cross_mask, empty_seen, encoder_mask, self_mask
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.position import RelativeConfig
+from ptm.nn.shape import BlockConfig, block_flops
 from ptm.nn.stack import Output, Stack, empty_cache
 
 
@@ -24,6 +25,7 @@ class Config:
 
     name: ClassVar[str] = "t5"
     kind: ClassVar[str] = "encoder_decoder"
+    heads: ClassVar[tuple[str, ...]] = ("lm", "classify", "tag", "qa")
     max_length: ClassVar[None] = None  # relative positions: any length
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
@@ -77,15 +79,19 @@ SIZES: dict[str, dict[str, Any]] = {
     "v1_1_large": {"num_layers": 24, "width": 1024, "num_heads": 16, "mlp_width": 2816, **_V1_1},
     "v1_1_xl": {"num_layers": 24, "width": 2048, "num_heads": 32, "mlp_width": 5120, **_V1_1},
     "v1_1_xxl": {"num_layers": 24, "width": 4096, "num_heads": 64, "mlp_width": 10240, **_V1_1},
+    # Xue et al. 2021 (mT5) has the shapes of 1.1 with a vocabulary of 250,112; Xue et al. 2022, table 1 (ByT5, over bytes).
+    "byt5_small": {"num_layers": 12, "decoder_layers": 4, "width": 1472, "num_heads": 6, "mlp_width": 3584, **_V1_1},
+    "byt5_base": {"num_layers": 18, "decoder_layers": 6, "width": 1536, "num_heads": 12, "mlp_width": 3968, **_V1_1},
+    "byt5_large": {"num_layers": 36, "decoder_layers": 12, "width": 1536, "num_heads": 16, "mlp_width": 3840, **_V1_1},
+    "byt5_xl": {"num_layers": 36, "decoder_layers": 12, "width": 2560, "num_heads": 32, "mlp_width": 6720, **_V1_1},
+    "byt5_xxl": {"num_layers": 36, "decoder_layers": 12, "width": 4672, "num_heads": 64, "mlp_width": 12352, **_V1_1},
 }
 
 
-class T5(nn.Module):
+class T5(Headed):
     """inputs_BI, tokens_BL -> hidden_BLD of the decoder; head `lm`: logits_BLV."""
 
     config: Config
-    context: Context
-    heads: tuple[str, ...]
 
     def setup(self) -> None:
         c = self.config
@@ -98,52 +104,41 @@ class T5(nn.Module):
         self.embed_dropout = nn.Dropout(c.dropout)
         self.out_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
-            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_factor * c.width**-0.5, use_bias=False)
+            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), std, use_bias=False, dtype=jnp.float32)
+        self.make_heads(width=c.width, std=std, dropout=c.dropout, activation="tanh")
 
-    def encode(self, batch: dict[str, jax.Array], *, train: bool = False) -> Output:
+    def encode(self, batch: dict[str, jax.Array], *, states: bool = False, train: bool = False) -> Output:
         """Hidden states of the encoder, hidden_BLD with L = I."""
         x_BID = self.embed_dropout(self.token_embed(batch["inputs_BI"]), deterministic=not train)
-        out = self.encoder(x_BID, mask=self_mask("full", batch["input_segments_BI"]), train=train)
+        out = self.encoder(x_BID, mask=encoder_mask(batch), states=states, train=train)
         return out.replace(hidden_BLD=self.out_dropout(out.hidden_BLD, deterministic=not train))
 
-    def decode(self, batch: dict[str, jax.Array], encoded: Output, *, mask: str = "causal", cache: Any = None, train: bool = False) -> Output:
+    def decode(
+        self, batch: dict[str, jax.Array], encoded: Output, *, mask: str = "causal", cache: Any = None, states: bool = False, train: bool = False
+    ) -> Output:
         """Hidden states of the decoder given the encoder's; with a cache, the batch continues the rows that the cache holds."""
         x_BLD = self.embed_dropout(self.token_embed(batch["tokens_BL"]), deterministic=not train)
-        segments_BL = batch["segments_BL"]
-        side_mask, layers = self_mask(mask, segments_BL), None
+        side_mask, seen = (self_mask(mask, batch), None) if cache is None else cached_mask(mask, batch, cache["seen"])
+        out = self.decoder(
+            x_BLD, mask=side_mask, memory_BID=encoded.hidden_BLD, memory_mask=cross_mask(batch), cache=None if cache is None else cache["layers"],
+            states=states, train=train,
+        )  # fmt: skip
         if cache is not None:
-            index = cache["index"]
-            segments_BT = jax.lax.dynamic_update_slice_in_dim(cache["segments_BT"], segments_BL, index, axis=1)
-            side_mask = Mask(kind=mask, query_segments_BL=segments_BL, key_segments_BT=segments_BT, offset=index)
-            layers = cache["layers"]
-        memory_mask = cross_mask(segments_BL, batch["input_segments_BI"])
-        out = self.decoder(x_BLD, mask=side_mask, memory_BID=encoded.hidden_BLD, memory_mask=memory_mask, cache=layers, train=train)
-        if cache is not None:
-            out = out.replace(cache={"layers": out.cache, "segments_BT": segments_BT, "index": index + x_BLD.shape[1]})
+            out = out.replace(cache={"layers": out.cache, "seen": seen})
         tops = [top for top in (encoded.attention_max, out.attention_max) if top is not None]
         hidden_BLD = self.out_dropout(out.hidden_BLD, deterministic=not train)
         return out.replace(hidden_BLD=hidden_BLD, attention_max=jnp.max(jnp.stack(tops)) if tops else None)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", train: bool = False) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", states: bool = False, train: bool = False) -> Output:
         """Hidden states of the decoder."""
-        return self.decode(batch, self.encode(batch, train=train), mask=mask, train=train)
+        return self.decode(batch, self.encode(batch, train=train), mask=mask, states=states, train=train)
 
-    def logits(self, hidden: jax.Array, head: str = "lm") -> jax.Array:
-        """Logits [..., V] of hidden states [..., D]; scaled by 1/sqrt(width) where embeddings are tied."""
-        assert head == "lm", head
+    def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        """Scaled by 1/sqrt(width) where embeddings are tied."""
         return self.token_embed.attend(hidden * self.config.width**-0.5) if self.config.tie_embeddings else self.lm_head(hidden)
 
     def empty_cache(self, rows: int, length: int) -> dict[str, Any]:
         """A cache for decoding `length` tokens of `rows` rows."""
         c = self.config
         layers = empty_cache(c.block(cross=True), self.context, num_layers=c.decoder_layers or c.num_layers, rows=rows, length=length)
-        return {"layers": layers, "segments_BT": jnp.zeros((rows, length), jnp.int32), "index": jnp.int32(0)}
-
-    def touch(self, batch: dict[str, jax.Array]) -> None:
-        """Runs every part once, so that `init` makes all parameters."""
-        hidden_BLD = self(batch).hidden_BLD
-        for head in self.heads:
-            self.logits(hidden_BLD[:, :1], head)
-
-
-
+        return {"layers": layers, "seen": empty_seen(rows, length)}

@@ -16,6 +16,9 @@ from ptm.fields import ConfigError
 from ptm.nn.context import Context
 from ptm.nn.linear import Linear
 from ptm.nn.masks import Mask
+from ptm.nn.norm import Norm
+from ptm.nn.position import RotaryConfig, rotate
+from ptm.nn.shape import BlockConfig
 
 MASKED = -1e30  # finite: a row that is wholly masked stays free of NaN
 CHUNKED_FROM = 2048  # tokens; below it the whole matrix of logits is cheaper
@@ -101,7 +104,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
     def padded(x: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(x, [(0, count * chunk - length if n == axis else 0) for n in range(x.ndim)])
 
-    q_BLHK, segments_BL = padded(q_BLHK, 1), padded(mask.query_segments_BL, 1)
+    q_BLHK, mask = padded(q_BLHK, 1), mask.padded(count * chunk)
     bias_1HLT = None if bias_1HLT is None else padded(bias_1HLT, 2)
 
     @jax.checkpoint
@@ -110,7 +113,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
         part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
         out, top = _xla(
             part(q_BLHK, axis=1), k_BTHK, v_BTHK,
-            mask_B1LT=mask.rows(part(segments_BL, axis=1), mask.offset + start),
+            mask_B1LT=mask.part(start, chunk).dense(),
             bias_1HLT=None if bias_1HLT is None else part(bias_1HLT, axis=2),
             scale=scale, dropout=dropout, rng=None if rng is None else jax.random.fold_in(rng, n),
         )  # fmt: skip
@@ -153,6 +156,8 @@ def attend(
         keys=k_BTHK.shape[1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "xla", request)
+    if backend != "cudnn" and k_BTHK.shape[2] != q_BLHK.shape[2]:
+        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))  # cudnn knows of groups itself
     if backend == "chunked":
         return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_1HLT=bias_1HLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
     if backend == "cudnn":
@@ -161,42 +166,41 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2): projections, `attend`, output projection.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2): projections, rotation, `attend`, output projection.
 
     With a cache {"key", "value"} of [B, T, H, K] and the mask's offset, the new keys and values are written at that index.
     """
 
+    config: BlockConfig
     context: Context
-    width: int
-    num_heads: int
-    head_dim: int
-    scale: float
-    use_bias: bool
-    dropout: float
-    query_std: float
-    key_std: float
-    out_std: float
+    rotary: RotaryConfig | None
 
     @nn.compact
-    def __call__(self, x_BLD, source_BTD, *, mask: Mask, bias_1HLT=None, cache=None, train: bool):
-        constrain = self.context.layout.constrain
-        heads = (self.num_heads, self.head_dim)
+    def __call__(self, x_BLD, source_BTD, *, mask: Mask, bias_1HLT=None, positions_BL=None, cache=None, index=0, train: bool):
+        c, constrain = self.config, self.context.layout.constrain
+        heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads or c.num_heads, c.head_dim)
 
-        def project(name: str, x: jax.Array, std: float) -> jax.Array:
-            return constrain(Linear(self.context, (self.width,), heads, std, self.use_bias, name=name)(x), "batch", "length", "heads", None)
+        def project(name: str, x: jax.Array, outputs: tuple[int, int], std: float) -> jax.Array:
+            return constrain(Linear(self.context, (c.width,), outputs, std, c.biases("qkv"), name=name)(x), "batch", "length", "heads", None)
 
-        q_BLHK = project("query", x_BLD, self.query_std)
-        k_BTHK = project("key", source_BTD, self.key_std)
-        v_BTHK = project("value", source_BTD, self.key_std)
+        q_BLHK = project("query", x_BLD, heads, c.query_std)
+        k_BTHK = project("key", source_BTD, kv_heads, c.key_std)
+        v_BTHK = project("value", source_BTD, kv_heads, c.key_std)
+        if c.qk_norm:
+            q_BLHK, k_BTHK = Norm("rms", c.norm_eps, name="query_rms")(q_BLHK), Norm("rms", c.norm_eps, name="key_rms")(k_BTHK)
+        if self.rotary is not None:
+            q_BLHK, k_BTHK = rotate(q_BLHK, positions_BL, self.rotary), rotate(k_BTHK, positions_BL, self.rotary)
+        if c.scale_by_layer:
+            q_BLHK = q_BLHK / jnp.asarray(index + 1, q_BLHK.dtype)
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=mask.offset, axis=1)
             cache = {"key": write(cache["key"], k_BTHK), "value": write(cache["value"], v_BTHK)}
             k_BTHK, v_BTHK = cache["key"], cache["value"]
-        dropout = self.dropout if train else 0.0
+        dropout = c.attention_dropout if train else 0.0
         out_BLHK, largest = attend(
-            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_1HLT=bias_1HLT, scale=self.scale, dropout=dropout,
+            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_1HLT=bias_1HLT, scale=c.scale, dropout=dropout,
             rng=self.make_rng("dropout") if dropout else None, decoding=cache is not None,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)
-        out_BLD = Linear(self.context, heads, (self.width,), self.out_std, self.use_bias, name="out")(out_BLHK)
+        out_BLD = Linear(self.context, heads, (c.width,), c.attention_out_std, c.biases("out"), name="out")(out_BLHK)
         return out_BLD, cache, largest

@@ -26,5 +26,5 @@ class Embed(nn.Module):
         return layout.constrain(table_VD[ids_BL].astype(self.context.dtype), "batch", "residual_length", "residual")
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Logits [..., size] of hidden states [..., D]."""
-        return contract(x, self.embedding.T, dims=1, context=self.context)
+        """Logits [..., size], float32, of hidden states [..., D]."""
+        return contract(x, self.embedding.T, dims=1, context=self.context, dtype=jnp.float32)

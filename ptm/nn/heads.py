@@ -1,4 +1,7 @@
-"""Small networks on top of hidden states."""
+"""Small networks on top of hidden states, and the class that gives a model those that its objective asks for.
+
+A head is named by a string, `classify:3` being the head `classify` with 3 outputs. Its parameters lie at the top of the model's tree.
+"""
 
 import flax.linen as nn
 import jax
@@ -10,31 +13,128 @@ from ptm.nn.linear import Linear
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
 
+# Top-level names of parameters that belong to heads: what a pretrained body may lack when another head is put on it.
+HEAD_PARAMS = ("lm_head", "mlm_head", "pooler", "pair_head", "rtd_head", "classify_head", "tag_head", "qa_head")
+
+
+def split_head(head: str) -> tuple[str, int | None]:
+    """(name, number of outputs or None) of a head: ("classify", 3) of `classify:3`."""
+    name, _, size = head.partition(":")
+    return name, int(size) if size else None
+
 
 class MLMHead(nn.Module):
-    """Dense, activation, norm, projection on the token table, bias (Devlin et al. 2019, published code)."""
+    """Dense, activation, norm, projection on the token table or a table of its own, bias (Devlin et al. 2019, published code).
+
+    The dense map leads from the hidden width to that of the table.
+    """
 
     context: Context
     width: int
+    table_width: int
     vocab_size: int
     activation: str
+    norm: str
     norm_eps: float
     std: float
+    dense_bias: bool = True
+    norm_bias: bool = True
+    bias: bool = True
+    tied: bool = True
 
     @nn.compact
     def __call__(self, hidden: jax.Array, table: Embed) -> jax.Array:
-        y = Linear(self.context, (self.width,), (self.width,), self.std, name="dense")(hidden)
-        y = Norm("layer", self.norm_eps, name="norm")(ACTIVATIONS[self.activation](y))
-        return table.attend(y) + self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32).astype(self.context.dtype)
+        y = Linear(self.context, (self.width,), (self.table_width,), self.std, self.dense_bias, name="dense")(hidden)
+        y = Norm(self.norm, self.norm_eps, self.norm_bias, name="norm")(ACTIVATIONS[self.activation](y))
+        if self.tied:
+            logits = table.attend(y)
+        else:
+            logits = Linear(self.context, (self.table_width,), (self.vocab_size,), self.std, use_bias=False, dtype=jnp.float32, name="decoder")(y)
+        return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32) if self.bias else logits
 
 
 class Pooler(nn.Module):
-    """tanh(dense(first position)): BERT's summary of a row."""
+    """tanh(dense(x)): BERT's summary of a row, from the hidden state of its first position."""
 
     context: Context
     width: int
     std: float
 
     @nn.compact
-    def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
-        return jnp.tanh(Linear(self.context, (self.width,), (self.width,), self.std, name="dense")(hidden_BLD[:, 0]))
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        return jnp.tanh(Linear(self.context, (self.width,), (self.width,), self.std, name="dense")(hidden))
+
+
+class ClassifyHead(nn.Module):
+    """Logits of a row from its summary, with a dense layer before them where there is an activation; dropout before each map."""
+
+    context: Context
+    width: int
+    outputs: int
+    std: float
+    activation: str | None = None
+    dropout: float = 0.0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.activation is not None:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = ACTIVATIONS[self.activation](Linear(self.context, (self.width,), (self.width,), self.std, self.use_bias, name="dense")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Linear(self.context, (self.width,), (self.outputs,), self.std, self.use_bias, dtype=jnp.float32, name="labels")(x)
+
+
+class Headed(nn.Module):
+    """Base of the models: heads that are the same everywhere, and how they are called.
+
+    A model's setup calls `make_heads`; a head of its own is a method `NAME_logits(hidden, train)`.
+    """
+
+    heads: tuple[str, ...]
+    context: Context
+
+    def make_heads(self, *, width: int, std: float, dropout: float, activation: str | None, pooled: bool = False, use_bias: bool = True) -> None:
+        """Makes pooler, pair_head, classify_head, tag_head and qa_head, those that the heads need.
+
+        `classify` reads the pooler's output where `pooled`; `activation` and `use_bias` are those of ClassifyHead.
+        """
+        named = dict(map(split_head, self.heads))
+        self.classify_pooled = pooled
+        if {"pooled", "pair"} & set(named) or (pooled and "classify" in named):
+            self.pooler = Pooler(self.context, width, std)
+        if "pair" in named:
+            self.pair_head = Linear(self.context, (width,), (2,), std, dtype=jnp.float32)
+        if "classify" in named:
+            self.classify_head = ClassifyHead(self.context, width, named["classify"], std, activation, dropout, use_bias)
+        if "tag" in named:
+            self.tag_head = Linear(self.context, (width,), (named["tag"],), std, dtype=jnp.float32)
+        if "qa" in named:
+            self.qa_head = Linear(self.context, (width,), (2,), std, dtype=jnp.float32)
+        self.head_dropout = nn.Dropout(dropout)
+
+    def logits(self, hidden: jax.Array, head: str, train: bool = False) -> jax.Array:
+        """Output of a head for hidden states [..., D]: logits [..., V] of lm and mlm, [..., D] of pooled, [..., N] of the others."""
+        assert head in self.heads, (head, self.heads)
+        return getattr(self, f"{split_head(head)[0]}_logits")(hidden, train)
+
+    def pooled_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.pooler(hidden)
+
+    def pair_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.pair_head(self.pooler(hidden))
+
+    def classify_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.classify_head(self.pooler(hidden) if self.classify_pooled else hidden, train=train)
+
+    def tag_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.tag_head(self.head_dropout(hidden, deterministic=not train))
+
+    def qa_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.qa_head(hidden)
+
+    def touch(self, batch: dict[str, jax.Array]) -> None:
+        """Runs every part once, so that `init` makes all parameters."""
+        hidden_BLD = self(batch).hidden_BLD
+        for head in self.heads:
+            self.logits(hidden_BLD[:, :1], head)

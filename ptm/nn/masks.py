@@ -4,40 +4,99 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-KINDS = ("full", "causal")
+KINDS = ("full", "causal", "prefix", "permutation")
 
 
 @flax.struct.dataclass
 class Mask:
-    """Attention within a segment: `full`, or `causal` (only to the same or an earlier index of the row).
+    """Attention within a segment, by kind:
 
-    Padding is segment 0 and attends to padding alone, so that no row of the softmax is empty.
+    full: to every position. causal: to the same and earlier indices of the row. prefix: as causal, and to every position of the prefix
+    (Raffel et al. 2020, section 3.2.1). permutation: to positions of a smaller rank, rank 0 being visible to all, and with `own` to the
+    position itself (Yang et al. 2019, section 2.3).
+
+    Padding is segment 0 and attends to padding alone, so that no row of the softmax is empty. `window` = (left, right) hides indices
+    further away than so many.
     """
 
     kind: str = flax.struct.field(pytree_node=False)
     query_segments_BL: jax.Array
     key_segments_BT: jax.Array
-    offset: jax.Array | int = 0  # index of the first query among the keys, when decoding from a cache
+    offset: jax.Array | int = 0  # index of the first query among the keys, when decoding from a cache or reading a memory
+    key_prefix_BT: jax.Array | None = None  # 1 at positions of the prefix
+    query_rank_BL: jax.Array | None = None
+    key_rank_BT: jax.Array | None = None
+    own: bool = flax.struct.field(pytree_node=False, default=True)
+    window: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+
+    def padded(self, length: int) -> "Mask":
+        """The mask with `length` queries, the new ones padding."""
+
+        def pad(x_BL: jax.Array | None) -> jax.Array | None:
+            return None if x_BL is None else jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1])])
+
+        return self.replace(query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL))
+
+    def part(self, start: jax.Array, size: int) -> "Mask":
+        """The mask of `size` of its queries, from `start` on."""
+
+        def cut(x_BL: jax.Array | None) -> jax.Array | None:
+            return None if x_BL is None else jax.lax.dynamic_slice_in_dim(x_BL, start, size, axis=1)
+
+        return self.replace(query_segments_BL=cut(self.query_segments_BL), query_rank_BL=cut(self.query_rank_BL), offset=self.offset + start)
 
     def dense(self) -> jax.Array:
         """The mask as booleans mask_B1LT, true where attention is allowed."""
-        return self.rows(self.query_segments_BL, self.offset)
-
-    def rows(self, query_segments_BL: jax.Array, offset: jax.Array | int) -> jax.Array:
-        """mask_B1LT for a part of the queries, the first of which has index `offset`."""
-        allowed = query_segments_BL[:, None, :, None] == self.key_segments_BT[:, None, None, :]
+        allowed_BLT = self.query_segments_BL[:, :, None] == self.key_segments_BT[:, None, :]
+        query_index_L1 = self.offset + jnp.arange(self.query_segments_BL.shape[1])[:, None]
+        key_index_T = jnp.arange(self.key_segments_BT.shape[1])
         if self.kind == "causal":
-            query_index = offset + jnp.arange(query_segments_BL.shape[1])
-            allowed &= jnp.arange(self.key_segments_BT.shape[1])[None, :] <= query_index[:, None]
-        return allowed
+            allowed_BLT &= key_index_T <= query_index_L1
+        elif self.kind == "prefix":
+            allowed_BLT &= (key_index_T <= query_index_L1) | (self.key_prefix_BT[:, None, :] > 0)
+        elif self.kind == "permutation":
+            seen_BLT = self.key_rank_BT[:, None, :] < jnp.maximum(self.query_rank_BL, 1)[:, :, None]
+            allowed_BLT &= seen_BLT | (key_index_T == query_index_L1) if self.own else seen_BLT
+        if self.window is not None:
+            left, right = self.window
+            allowed_BLT &= (key_index_T >= query_index_L1 - left) & (key_index_T <= query_index_L1 + right)
+        return allowed_BLT[:, None]
 
 
-def self_mask(kind: str, segments_BL: jax.Array) -> Mask:
-    """The mask of self-attention over rows of packed segments."""
+def self_mask(kind: str, batch: dict[str, jax.Array]) -> Mask:
+    """The mask of self-attention over rows of packed segments; `prefix` and `permutation` read prefix_BL and rank_BL."""
     assert kind in KINDS, kind
-    return Mask(kind=kind, query_segments_BL=segments_BL, key_segments_BT=segments_BL)
+    segments_BL = batch["segments_BL"]
+    rank_BL = batch["rank_BL"] if kind == "permutation" else None
+    prefix_BL = batch["prefix_BL"] if kind == "prefix" else None
+    return Mask(kind=kind, query_segments_BL=segments_BL, key_segments_BT=segments_BL, key_prefix_BT=prefix_BL, query_rank_BL=rank_BL, key_rank_BT=rank_BL)
 
 
-def cross_mask(segments_BL: jax.Array, input_segments_BI: jax.Array) -> Mask:
+def encoder_mask(batch: dict[str, jax.Array]) -> Mask:
+    """The mask of an encoder-decoder's encoder."""
+    segments_BI = batch["input_segments_BI"]
+    return Mask(kind="full", query_segments_BL=segments_BI, key_segments_BT=segments_BI)
+
+
+def cross_mask(batch: dict[str, jax.Array]) -> Mask:
     """The mask of a decoder that attends to its encoder: a segment sees the input segment of the same number."""
-    return Mask(kind="full", query_segments_BL=segments_BL, key_segments_BT=input_segments_BI)
+    return Mask(kind="full", query_segments_BL=batch["segments_BL"], key_segments_BT=batch["input_segments_BI"])
+
+
+def empty_seen(rows: int, length: int) -> dict[str, jax.Array]:
+    """What a cache remembers of the tokens that it holds: segments, prefix, and how many there are."""
+    return {"segments_BT": jnp.zeros((rows, length), jnp.int32), "prefix_BT": jnp.zeros((rows, length), jnp.int32), "index": jnp.int32(0)}
+
+
+def cached_mask(kind: str, batch: dict[str, jax.Array], seen: dict[str, jax.Array]) -> tuple[Mask, dict[str, jax.Array]]:
+    """The mask of a batch that continues the rows of a cache, and what the cache has seen after it."""
+    assert kind in ("causal", "prefix"), kind
+    index, segments_BL = seen["index"], batch["segments_BL"]
+
+    def write(x_BT: jax.Array, new_BL: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x_BT, new_BL, index, axis=1)
+
+    segments_BT = write(seen["segments_BT"], segments_BL)
+    prefix_BT = write(seen["prefix_BT"], batch["prefix_BL"] if kind == "prefix" else jnp.zeros_like(segments_BL))
+    mask = Mask(kind=kind, query_segments_BL=segments_BL, key_segments_BT=segments_BT, offset=index, key_prefix_BT=prefix_BT if kind == "prefix" else None)
+    return mask, {"segments_BT": segments_BT, "prefix_BT": prefix_BT, "index": index + segments_BL.shape[1]}

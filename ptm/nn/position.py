@@ -1,4 +1,4 @@
-"""Where a token stands: T5's relative buckets. Learned absolute positions are an Embed table."""
+"""Where a token stands: T5's relative buckets and rotary positions. Learned absolute positions are an Embed table."""
 
 import dataclasses
 
@@ -47,3 +47,38 @@ class RelativeBias(nn.Module):
         distance = jnp.arange(keys)[None, :] - (offset + jnp.arange(length))[:, None]
         bucket = relative_bucket(distance, bidirectional=c.bidirectional, num_buckets=c.num_buckets, max_distance=c.max_distance)
         return jnp.moveaxis(table[bucket], -1, 0)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary positions (Su et al. 2021): base of the wavelengths, how many dimensions of a head turn, and how long contexts are reached.
+
+    `factor` stretches all wavelengths (Chen et al. 2023). With `original_length` only the long ones are stretched: those longer than
+    original_length / low_frequency whole, those shorter than original_length / high_frequency not at all (Dubey et al. 2024, Llama 3.1).
+    """
+
+    theta: float
+    dim: int
+    factor: float = 1.0
+    original_length: int | None = None
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+
+    def frequencies(self) -> np.ndarray:
+        """Angle per position of each pair of dimensions, [dim / 2]."""
+        frequency = self.theta ** -(np.arange(0, self.dim, 2, dtype=np.float32) / self.dim)
+        if self.original_length is None:
+            return (frequency / self.factor).astype(np.float32)
+        turns = self.original_length * frequency / (2 * np.pi)  # of a pair over the original context
+        kept = np.clip((turns - self.low_frequency) / (self.high_frequency - self.low_frequency), 0, 1)
+        return ((1 - kept) * frequency / self.factor + kept * frequency).astype(np.float32)
+
+
+def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, config: RotaryConfig) -> jax.Array:
+    """Heads turned by their positions: dimension n together with n + dim / 2; dimensions from `config.dim` on stay."""
+    angle_BL1F = positions_BL[:, :, None, None].astype(jnp.float32) * config.frequencies()
+    cos, sin = jnp.cos(angle_BL1F), jnp.sin(angle_BL1F)
+    half = config.dim // 2
+    first, second, rest = x_BLHK[..., :half].astype(jnp.float32), x_BLHK[..., half : config.dim].astype(jnp.float32), x_BLHK[..., config.dim :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLHK.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
