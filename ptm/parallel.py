@@ -39,8 +39,8 @@ AXES: dict[str, str] = {
     r".*dense/bias": "embed_out",
     r"lm_head/kernel|mlm_head/decoder/kernel": "embed vocab",
     r"(lm|mlm)_head/bias": "vocab",
-    r"(pair|tag|qa)_head/kernel|classify_head/labels/kernel": "embed labels",
-    r"(pair|tag|qa)_head/bias|classify_head/labels/bias": "labels",
+    r"(pair|tag|qa)_head/kernel|(classify|tag|qa)_head/labels/kernel": "embed labels",
+    r"(pair|tag|qa)_head/bias|(classify|tag|qa)_head/labels/bias": "labels",
 }
 
 _BATCH = ("data", "fsdp")

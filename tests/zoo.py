@@ -9,7 +9,7 @@ import numpy as np
 
 from ptm import config, models, parallel, state, tree
 from ptm.data.batch import Document, keyed_rng
-from ptm.models import MODELS, bert, gpt, t5
+from ptm.models import MODELS, bert, gpt, llama, modernbert, t5
 from ptm.nn.context import Context
 from ptm.objectives import OBJECTIVES
 
@@ -21,10 +21,15 @@ CONFIGS = {
     "gpt1": gpt.Config(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0, prenorm=False, scale_by_layer=True),
     "bert": bert.BertConfig(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0),
     "roberta": bert.RobertaConfig(**SMALL, max_length=64, dropout=0.0, attention_dropout=0.0, tie_embeddings=False),
+    "llama": llama.Config(
+        **SMALL | {"num_layers": 4}, num_kv_heads=2, mlp_width=48, max_length=64, qkv_bias=True, qk_norm=True, rotary_share=0.5, window=4, global_every=2
+    ),
+    "palm": llama.Config(**SMALL, mlp_width=48, head_dim=4, parallel=True, norm="layer", activation="gelu", gated=False, rotary_original_length=8, rotary_factor=4.0),
+    "modernbert": modernbert.Config(**SMALL | {"num_layers": 5}, mlp_width=48, max_length=64, window=4, global_every=2),
     "t5": t5.Config(**SMALL, **T5),
     "t5_1.1": t5.Config(**SMALL, **T5, gated=True, activation="gelu_tanh", tie_embeddings=False),
 }
-HOME = {"gpt": "causal", "gpt1": "causal", "bert": "mlm", "roberta": "mlm", "t5": "span_corruption", "t5_1.1": "span_corruption"}
+HOME = {"gpt": "causal", "gpt1": "causal", "llama": "causal", "palm": "causal", "modernbert": "mlm", "bert": "mlm", "roberta": "mlm", "t5": "span_corruption", "t5_1.1": "span_corruption"}
 LENGTH, INPUTS = 16, 24
 
 
@@ -43,7 +48,7 @@ jit = functools.partial(jax.jit, compiler_options={option: value for option, val
 
 
 class Vocabulary:
-    """A tokenizer of VOCAB pieces without text: 0..7 are special, 40..47 sentinels, every third piece begins a word."""
+    """A tokenizer of VOCAB pieces without text: 0..7 are special, 40..47 sentinels, every third piece begins a word, every fifth a sentence."""
 
     vocab_size = VOCAB
     pad_id, bos_id, eos_id, unk_id, mask_id, cls_id, sep_id = 0, 1, 2, 3, 4, 5, 6
@@ -54,6 +59,9 @@ class Vocabulary:
 
     def word_starts(self, ids):
         return np.asarray(ids) % 3 == 0
+
+    def sentence_starts(self, ids):
+        return np.asarray(ids) % 5 == 0
 
     def decode(self, ids):
         return " ".join(map(str, ids))
@@ -102,7 +110,8 @@ def params(family: str, heads=None):
     # T5 does not scale its attention logits, so its matrices stay as they begin: larger ones would only enlarge rounding.
     scale = 1.0 if encoder_decoder else 3.0
     flat = tree.paths(drawn)
-    return tree.unflatten({path: scale * leaf + 0.1 * keyed_rng(path).standard_normal(leaf.shape, np.float32) for path, leaf in flat.items()})
+    scales = {path: 1.0 if "_rms/" in path else scale for path in flat}  # both enlarge the logits, on top of the kernels that they normalise
+    return tree.unflatten({path: scales[path] * leaf + 0.1 * keyed_rng(path).standard_normal(leaf.shape, np.float32) for path, leaf in flat.items()})
 
 
 def documents(count: int, *, length: int = 9, seed: int = 0) -> list[Document]:
@@ -125,6 +134,7 @@ def row(examples, lengths, fields) -> dict[str, np.ndarray]:
             out[name][: sum(sizes)] = np.concatenate([example[name] for example in examples] or [[]])
         out[segments] = np.concatenate([np.repeat(np.arange(1, len(sizes) + 1), sizes), np.zeros(room - sum(sizes), int)]).astype(np.int32)
         out[positions] = np.concatenate([*[np.arange(size) for size in sizes], np.zeros(room - sum(sizes), int)]).astype(np.int32)
+    out |= {name: np.asarray(examples[0][name] if examples else field.pad, field.dtype) for name, field in fields.items() if name.endswith("_B")}
     return out
 
 
@@ -135,15 +145,16 @@ def stack(rows) -> dict[str, jax.Array]:
 def examples(name: str, family: str, count: int, *, length: int, seed: int = 0, **options):
     """The first example of each of `count` random documents."""
     made = objective(name, family, **options)
-    return [next(iter(made.features(doc, rng=keyed_rng(seed, doc.id, 0), draw=None))) for doc in documents(count, length=length, seed=seed)]
+    docs = documents(count, length=length, seed=seed)
+    return [next(iter(made.features(doc, rng=keyed_rng(seed, doc.id, 0), draw=lambda rng: docs[rng.integers(count)]))) for doc in docs]
 
 
 def batch(name: str, family: str, *, seed: int = 0, extra_rows: int = 0, extra_length: int = 0, **options) -> dict[str, jax.Array]:
-    """Eight rows of unequal weight, one of them with two documents and one of padding alone; more padding as asked for."""
+    """Eight rows of unequal weight, one of them with two documents (where rows may be shared) and one of padding alone; more padding as asked for."""
     made = objective(name, family, **options)
     lengths = {dim: size + extra_length * (dim != "S") for dim, size in made.lengths.items()}
     long, short = (examples(name, family, 8, length=length, seed=seed, **options) for length in (11, 5))
-    contents = [long[:1], short[:2], short[2:3], long[1:2], [], long[2:3], short[3:4], long[3:4]]
+    contents = [long[:1], short[: 1 if made.packing == "none" else 2], short[2:3], long[1:2], [], long[2:3], short[3:4], long[3:4]]
     return stack([made.finish(row(content, lengths, made.fields)) for content in [*contents, *[[]] * extra_rows]])
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError
-from ptm.models import bert, gpt, t5
+from ptm.models import bert, gpt, llama, modernbert, t5
 from ptm.nn.context import Context
 from ptm.nn.heads import split_head
 from ptm.nn.stack import Output
@@ -27,6 +27,8 @@ MODELS: dict[str, Family] = {
     "gpt": Family(gpt.Config, gpt.GPT, gpt.SIZES),
     "bert": Family(bert.BertConfig, bert.Bert, bert.SIZES),
     "roberta": Family(bert.RobertaConfig, bert.Bert, bert.ROBERTA_SIZES),
+    "llama": Family(llama.Config, llama.Llama, llama.SIZES),
+    "modernbert": Family(modernbert.Config, modernbert.ModernBert, modernbert.SIZES),
     "t5": Family(t5.Config, t5.T5, t5.SIZES),
 }
 
