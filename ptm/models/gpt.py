@@ -14,7 +14,7 @@ from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
 from ptm.nn.masks import cached_mask, empty_seen, self_mask
 from ptm.nn.mlp import ACTIVATIONS
-from ptm.nn.shape import BlockConfig, block_flops
+from ptm.nn.shape import BIASED, BlockConfig, block_flops
 from ptm.nn.stack import Output, Stack, empty_cache
 
 
@@ -54,7 +54,7 @@ class Config:
         head_dim = self.width // self.num_heads
         return BlockConfig(
             width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width or 4 * self.width,
-            prenorm=self.prenorm, norm_eps=self.norm_eps, use_bias=self.use_bias, activation=self.activation,
+            prenorm=self.prenorm, norm_eps=self.norm_eps, biases=BIASED if self.use_bias else (), activation=self.activation,
             scale=head_dim**-0.5 if self.scale_attention else 1.0, scale_by_layer=self.scale_by_layer, dropout=self.dropout,
             attention_dropout=self.attention_dropout, query_std=self.init_std, key_std=self.init_std, attention_out_std=residual_std,
             mlp_in_std=self.init_std, mlp_out_std=residual_std,

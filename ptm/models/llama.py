@@ -44,8 +44,10 @@ class Config:
     norm_eps: float = field(1e-6, low=0.0, doc="Added to mean squares.")
     parallel: bool = field(False, doc="Attention and feed-forward side by side on one norm instead of one after the other.")
     qk_norm: bool = field(False, doc="RMS norm of each head's queries and keys (Qwen 3).")
-    use_bias: bool = field(False, doc="Biases in linear maps and layer norms.")
-    qkv_bias: bool = field(False, doc="Biases of queries, keys and values even without use_bias (Qwen 2).")
+    qkv_bias: bool = field(False, doc="Biases of queries, keys and values (Qwen 2).")
+    out_bias: bool = field(False, doc="Bias of attention's output.")
+    mlp_bias: bool = field(False, doc="Biases of the feed-forward.")
+    norm_bias: bool = field(False, doc="Biases of layer norms.")
     rotary_theta: float = field(1e4, low=1.0, doc="Base of the wavelengths of rotary positions.")
     rotary_share: float = field(1.0, low=0.01, high=1.0, doc="Share of a head's dimensions that turn.")
     rotary_factor: float = field(1.0, low=1.0, doc="Stretches wavelengths, to reach longer contexts.")
@@ -81,13 +83,13 @@ class Config:
     def block(self) -> BlockConfig:
         residual_std = self.init_std / (2 * self.num_layers) ** 0.5 if self.residual_std is None else self.residual_std
         head_dim = self.head_dim or self.width // self.num_heads
+        parts = {"qkv": self.qkv_bias, "out": self.out_bias, "mlp": self.mlp_bias, "norm": self.norm_bias}
         rotary = RotaryConfig(
             self.rotary_theta, self.rotary_dim(), self.rotary_factor, self.rotary_original_length, self.rotary_low, self.rotary_high
         )  # fmt: skip
         return BlockConfig(
             width=self.width, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=head_dim, mlp_width=self.mlp_width, prenorm=True,
-            parallel=self.parallel, norm=self.norm, norm_eps=self.norm_eps, use_bias=self.use_bias,
-            bias_exceptions=("qkv",) if self.qkv_bias and not self.use_bias else (), activation=self.activation, gated=self.gated,
+            parallel=self.parallel, norm=self.norm, norm_eps=self.norm_eps, biases=tuple(part for part, biased in parts.items() if biased), activation=self.activation, gated=self.gated,
             scale=head_dim**-0.5, qk_norm=self.qk_norm, rotary=rotary, dropout=self.dropout, attention_dropout=self.attention_dropout,
             query_std=self.init_std, key_std=self.init_std, attention_out_std=residual_std, mlp_in_std=self.init_std, mlp_out_std=residual_std,
         )  # fmt: skip

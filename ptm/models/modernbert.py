@@ -41,7 +41,8 @@ class Config:
     global_theta: float = field(160000.0, low=1.0, doc="Base of the wavelengths of rotary positions in layers without a window.")
     local_theta: float = field(10000.0, low=1.0, doc="That in layers with a window.")
     tie_embeddings: bool = field(True, doc="Project on the token table in the MLM head instead of a table of its own.")
-    use_bias: bool = field(False, doc="Biases in attention and feed-forward.")
+    attention_bias: bool = field(False, doc="Biases in attention.")
+    mlp_bias: bool = field(False, doc="Biases in the feed-forward.")
     norm_bias: bool = field(False, doc="Biases in norms.")
     head_bias: bool = field(False, doc="Bias of the heads' dense layer.")
     decoder_bias: bool = field(True, doc="Bias of the vocabulary logits.")
@@ -59,9 +60,10 @@ class Config:
     def block(self) -> BlockConfig:
         residual_std = self.init_std / (2 * self.num_layers) ** 0.5 if self.residual_std is None else self.residual_std
         head_dim = self.width // self.num_heads
+        parts = {"qkv": self.attention_bias, "out": self.attention_bias, "mlp": self.mlp_bias, "norm": self.norm_bias}
         return BlockConfig(
             width=self.width, num_heads=self.num_heads, head_dim=head_dim, mlp_width=self.mlp_width, prenorm=True, norm_eps=self.norm_eps,
-            use_bias=self.use_bias, bias_exceptions=("norm",) if self.norm_bias != self.use_bias else (), activation=self.activation, gated=True,
+            biases=tuple(part for part, biased in parts.items() if biased), activation=self.activation, gated=True,
             scale=head_dim**-0.5, rotary=RotaryConfig(self.global_theta, head_dim), dropout=self.dropout, attention_dropout=self.attention_dropout,
             query_std=self.init_std, key_std=self.init_std, attention_out_std=residual_std, mlp_in_std=self.init_std, mlp_out_std=residual_std,
         )  # fmt: skip

@@ -49,7 +49,7 @@ class Config:
         width, factor, inner = self.width, self.init_factor, self.num_heads * self.head_dim
         return BlockConfig(
             width=width, num_heads=self.num_heads, head_dim=self.head_dim, mlp_width=self.mlp_width, prenorm=True, norm="rms",
-            norm_eps=self.norm_eps, use_bias=False, activation=self.activation, gated=self.gated, cross=cross, scale=1.0,
+            norm_eps=self.norm_eps, biases=(), activation=self.activation, gated=self.gated, cross=cross, scale=1.0,
             dropout=self.dropout, attention_dropout=self.dropout, mlp_dropout=self.dropout,
             query_std=factor * (width * self.head_dim) ** -0.5, key_std=factor * width**-0.5, attention_out_std=factor * inner**-0.5,
             mlp_in_std=factor * width**-0.5, mlp_out_std=factor * self.mlp_width**-0.5,

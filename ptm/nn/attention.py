@@ -181,7 +181,7 @@ class Attention(nn.Module):
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads or c.num_heads, c.head_dim)
 
         def project(name: str, x: jax.Array, outputs: tuple[int, int], std: float) -> jax.Array:
-            return constrain(Linear(self.context, (c.width,), outputs, std, c.biases("qkv"), name=name)(x), "batch", "length", "heads", None)
+            return constrain(Linear(self.context, (c.width,), outputs, std, "qkv" in c.biases, name=name)(x), "batch", "length", "heads", None)
 
         q_BLHK = project("query", x_BLD, heads, c.query_std)
         k_BTHK = project("key", source_BTD, kv_heads, c.key_std)
@@ -202,5 +202,5 @@ class Attention(nn.Module):
             rng=self.make_rng("dropout") if dropout else None, decoding=cache is not None,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)
-        out_BLD = Linear(self.context, heads, (c.width,), c.attention_out_std, c.biases("out"), name="out")(out_BLHK)
+        out_BLD = Linear(self.context, heads, (c.width,), c.attention_out_std, "out" in c.biases, name="out")(out_BLHK)
         return out_BLD, cache, largest

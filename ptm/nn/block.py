@@ -25,7 +25,7 @@ class Block(nn.Module):
         tops = []
 
         def norm(name):
-            return Norm(c.norm, c.norm_eps, c.biases("norm"), name=name)
+            return Norm(c.norm, c.norm_eps, "norm" in c.biases, name=name)
 
         def dropped(y):
             y = nn.Dropout(c.dropout, deterministic=not self.train)(y)
@@ -50,7 +50,7 @@ class Block(nn.Module):
             tops.append(top)
             return y
 
-        mlp = MLP(context, c.width, c.mlp_width, c.activation, c.gated, c.biases("mlp"), c.mlp_dropout, c.mlp_in_std, c.mlp_out_std, name="mlp")
+        mlp = MLP(context, c.width, c.mlp_width, c.activation, c.gated, "mlp" in c.biases, c.mlp_dropout, c.mlp_in_std, c.mlp_out_std, name="mlp")
         if c.parallel:
             y_BLD = norm("attention_norm")(x_BLD)
             x_BLD = x_BLD + dropped(self_attention(y_BLD) + mlp(y_BLD, train=self.train))

@@ -4,6 +4,8 @@ import dataclasses
 
 from ptm.nn.position import RotaryConfig
 
+BIASED = ("qkv", "out", "mlp", "norm")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
@@ -18,8 +20,7 @@ class BlockConfig:
     parallel: bool = False  # attention and feed-forward read the same norm and are added together (Wang and Komatsuzaki 2021)
     norm: str = "layer"
     norm_eps: float
-    use_bias: bool = True
-    bias_exceptions: tuple[str, ...] = ()  # parts where it is the other way round: qkv, out, mlp, norm
+    biases: tuple[str, ...] = BIASED  # parts that have biases
     activation: str
     gated: bool = False
     cross: bool = False
@@ -35,10 +36,6 @@ class BlockConfig:
     attention_out_std: float
     mlp_in_std: float
     mlp_out_std: float
-
-    def biases(self, part: str) -> bool:
-        """Whether qkv, out, mlp or norm has biases."""
-        return self.use_bias != (part in self.bias_exceptions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Stack(nn.Module):
         start_BLD = x_BLD
         x_BLD, (cache, tops_N, states_NBLD) = run_layers(apply, params, x_BLD, cache, kinds=kinds, context=context, sharing=self.sharing, rng=rng)
         if c.prenorm:
-            x_BLD = Norm(c.norm, c.norm_eps, c.biases("norm"), name="final_norm")(x_BLD)
+            x_BLD = Norm(c.norm, c.norm_eps, "norm" in c.biases, name="final_norm")(x_BLD)
         if states:
             states_NBLD = jnp.concatenate([start_BLD[None], states_NBLD[:-1], x_BLD[None]])
         return Output(hidden_BLD=x_BLD, cache=cache, attention_max=None if tops_N is None else jnp.max(tops_N), states_NBLD=states_NBLD)
