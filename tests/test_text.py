@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from ptm import text
 from ptm.fields import ConfigError
+from ptm.text import boundaries
 
 GOLDENS = json.loads((pathlib.Path(__file__).parent / "data/text/goldens.json").read_text(encoding="utf-8"))
 CORPUS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)[:20]] + ["A tab\tstands here.\n"]
@@ -109,6 +110,135 @@ def test_word_starts_of_published_vocabularies():
     assert marked(published("bert_chinese"), "Unhappily, 中文 ok") == "|u##n##ha##pp##ily|,|中|文|ok"
     assert marked(published("gpt2"), "Unhappily,\nI  go 中文a") == "|Unhappily,|\n|I| | go| |中|\\xe6\\x96\\x87|a"
     assert marked(published("albert"), "Unhappily, it") == "| unhappily,| it"
+
+
+def sentences(tokenizer: text.Tokenizer, ids: np.ndarray) -> list[str]:
+    """The decoded sentences of ids."""
+    starts = tokenizer.sentence_starts(ids)
+    assert starts.dtype == bool and len(starts) == len(ids)
+    return [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(starts)[1:])]
+
+
+STORY = 'Mr. Lee went to the U.S. in 1999. He paid $3.14! "Really?" she asked. "Yes." (So he did.) I left...\n\nNew lines\nof one width.\nThen 1. First.'
+STORIES = {  # sentences of STORY, of text with small letters alone, and of Chinese
+    "gpt2": [
+        [
+            "Mr. Lee went to the U.S. in 1999.",
+            " He paid $3.14!",
+            ' "Really?" she asked.',
+            ' "Yes."',
+            " (So he did.)",
+            " I left...\n\n",
+            "New lines\nof one width.\n",
+            "Then 1.",
+            " First.",
+        ],
+        ["see it.", " is it so?\n", "yes"],
+        ["他走了。", "“真的吗？”", "他说。\n", "GPT来了！"],
+    ],
+    # Spaces and lines are lost: quotes open and close by turns, lines end no sentence, and after a quote nothing tells that a sentence goes on.
+    "bert_chinese": [
+        [
+            "mr. lee went to the u. s. in 1999.",
+            "he paid $ 3. 14!",
+            '" really? "',
+            "she asked.",
+            '" yes. "',
+            "( so he did. )",
+            "i left...",
+            "new lines of one width.",
+            "then 1.",
+            "first.",
+        ],
+        ["see it.", "is it so?", "yes"],
+        ["他走了。", "[UNK]真的吗？", "[UNK]他说。", "gpt来了！"],
+    ],
+    "xlnet": [
+        [
+            "Mr. Lee went to the U.S. in 1999.",
+            "He paid $3.14! ",
+            '"Really?" she asked. ',
+            '"Yes." ',
+            "(So he did.)",
+            "I left...",
+            "New lines of one width.",
+            "Then 1.",
+            "First.",
+        ],
+        ["see it.", "is it so?", "yes"],
+        None,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_sentences_of_published_vocabularies(name):
+    tokenizer = published(name)
+    for string, expected in zip((STORY, "see it. is it so?\nyes", "他走了。“真的吗？”他说。\nGPT来了！"), STORIES[name], strict=True):
+        if expected is not None:
+            assert sentences(tokenizer, tokenizer.encode(string)) == expected
+
+
+@pytest.mark.parametrize(
+    ("marked_text", "keeps_spaces"),
+    [
+        ("One. |Two!  |Three?! |Four", True),
+        ("At 3.14 a.m. he, Dr. J. Smith et al. came. |E.g. this", True),
+        ('He said "Go!" and went. |“No.” |‘So.’ |[It is.] |End', True),
+        ("The end... or not", True),  # goes on with a small letter
+        ("all small. |as in chats. |ok", True),
+        ("A line\ngoes on.\n|Another\n|Title\n\n|text\n\n|small again", True),
+        ("a\r\n|b\u2028|c", True),
+        ("1. no capitals", True),
+        ("1. First 2. |Second", True),
+        ("\n\nText. |More\n", True),
+        ("你好。|他说：“走！”|真的？！|嗯", True),
+        ("中文\n|中文（是。）|完。』|好", True),
+        ("...", True),
+        ("", True),
+        (' " go . " |" no . " |3 . 14 . |( so . ) |he', False),
+        (" 1999 . then u . s . a . e . g . mr . x ! ? ” |y", False),
+        ("他走。|好！ ” |吗 ? |是", False),
+    ],
+)
+def test_rules_of_sentences(marked_text, keeps_spaces):
+    """A | stands before each sentence but the first."""
+    string = marked_text.replace("|", "")
+    marks = [at - n for n, at in enumerate(at for at, char in enumerate(marked_text) if char == "|")]
+    assert boundaries.sentence_starts(string, keeps_spaces=keeps_spaces) == [0, *marks]
+
+
+SENTENCE_PARTS = (*PARTS, ".", "!", "?", "。", "！", '"', "”", ")", "Go", "go", "7", "Mr")
+
+
+@given(string=st.lists(st.sampled_from(SENTENCE_PARTS), max_size=25).map("".join))
+@example(string=STORY)
+@settings(max_examples=150, deadline=None)
+def test_sentences_agree_between_lossless_kinds(trained, string):
+    """A sentence begins at its first byte, or with the space before it, or after a piece that holds the end of the one before."""
+    places = [len(string[:at].encode()) for at in boundaries.sentence_starts(string, keeps_spaces=True)]
+    data = string.encode()
+    for name in LOSSLESS:
+        tokenizer = trained[name]
+        ids = tokenizer.encode(string)
+        assert "".join(tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(tokenizer.sentence_starts(ids)))) == string or name == "bytes"
+        begins = (np.cumsum(tokenizer.token_bytes[ids]) - tokenizer.token_bytes[ids])[tokenizer.sentence_starts(ids)].tolist()
+        assert begins[:1] == [0] * bool(string)
+        if name == "bytes":
+            assert begins == places[: len(begins)] and len(begins) == len(places) * bool(string)
+        for begin in begins[1:]:
+            assert any(data[begin:place].isspace() or begin >= place for place in places), "no sentence is torn"
+        assert len(begins) <= len(places)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_sentences_around_special_ids(trained, name):
+    """A piece without text is a word of a sentence; ids without any are no sentence."""
+    tokenizer = trained[name]
+    assert tokenizer.sentence_starts([]).tolist() == []
+    ids = [*tokenizer.encode("the. "), tokenizer.unk_id, *tokenizer.encode(" class. ")]
+    starts = np.flatnonzero(tokenizer.sentence_starts(np.array(ids)))
+    assert starts.tolist() == [0, ids.index(tokenizer.unk_id)]
 
 
 def test_decode_of_published_vocabularies():

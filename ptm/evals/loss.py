@@ -40,5 +40,5 @@ def evaluate(batches: Iterable[Any], *, params: Any, eval_step: Callable[[Any, A
         result |= {f"loss/{term}": value for term, value in terms.items()}
     result["perplexity"] = math.exp(min(terms["tokens"], 700.0)) if "tokens" in terms else math.exp(min(result["loss"], 700.0))
     result |= {name: divide(total, weight) for name, (total, weight) in ratios.items()}
-    result["tokens"] = float(next(iter(weights.values())))
+    result["tokens"] = float(weights["tokens"] if "tokens" in weights else next(iter(weights.values())))
     return result

@@ -10,13 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ptm.fields import ConfigError
+from ptm.text import boundaries
+from ptm.text.added import Added
 
 META = "meta.json"
+ADDED = "added.json"
 FORMAT = 1
 # Published names of each role, in order of preference.
 ROLES = {
@@ -31,17 +34,8 @@ ROLES = {
 # Special pieces of a vocabulary that is made here, in the order of their ids; pad, eos, unk as in T5 and ByT5.
 SPECIALS = ("<pad>", "</s>", "<unk>", "<s>", "<mask>", "<cls>", "<sep>")
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
-# Ideographs as BERT's tokenizer lists them, and the punctuation and full-width forms that are set among them.
-CJK = (
-    (0x3001, 0x303F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF01, 0xFF65), (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
-)  # fmt: skip
+UNSEEN = "\N{REPLACEMENT CHARACTER}".encode()  # what a sentence holds where its text is not known
 WHITESPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
-
-
-def is_cjk(code_points: np.ndarray) -> np.ndarray:
-    """Which code points are Chinese characters or stand among them."""
-    return np.any([(code_points >= low) & (code_points <= high) for low, high in CJK], axis=0)
 
 
 class Tokenizer(abc.ABC):
@@ -54,12 +48,15 @@ class Tokenizer(abc.ABC):
     special ids, the space before a word counts 1, so that for lossless kinds (bytes, chars, bpe, sentencepiece trained here) the sum
     over a text is its length; published sentencepiece models count one space before the text, WordPiece one before each word that is
     not Chinese. `fingerprint` is the sha256 of all that determines ids: kind, options, vocabulary files.
+
+    A vocabulary can be `extended`: the added pieces, `num_added` of them, come behind all others and are found in a text before the kind sees it.
     """
 
     kind: ClassVar[str]
     files_needed: ClassVar[tuple[str, ...]]  # names of the vocabulary files in a folder
     can_lowercase: ClassVar[bool] = False
     space_leads: ClassVar[bool] = True  # a word's first token holds the space before it; else that space ends the word before
+    keeps_spaces: bool = True  # white space is part of the text that ids stand for; else each word and sign has one space
 
     vocab_size: int
     pad_id: int | None
@@ -74,6 +71,7 @@ class Tokenizer(abc.ABC):
     token_bytes: np.ndarray
     fingerprint: str
     lowercase: bool
+    num_added: int
 
     def __init__(
         self,
@@ -85,8 +83,9 @@ class Tokenizer(abc.ABC):
         texts: Sequence[bytes],
         controls: Iterable[int] = (),
         strip_prefix: bool = False,
+        normalizer: Any = None,
     ):
-        """`names` and `texts` hold each id's readable name and bytes; `controls` are more ids without text; `strip_prefix`: decoding drops the first space."""
+        """`names` and `texts` hold each id's readable name and bytes; `controls` are more ids without text; `strip_prefix`: decoding drops the first space; `normalizer`: that of `Added`."""
         self.lowercase = lowercase
         self._files, self._options = dict(files), {"lowercase": lowercase, "sentinels": sentinels}
         self._names, self._strip_prefix = list(names), strip_prefix
@@ -99,9 +98,9 @@ class Tokenizer(abc.ABC):
         self.unk_id, self.mask_id = role_ids["unk"], role_ids["mask"]
         self.cls_id, self.sep_id = role_ids["cls"], role_ids["sep"]
         self.special_ids = frozenset(i for i in role_ids.values() if i is not None) | frozenset(self.sentinels) | frozenset(controls)
-        self.vocab_size = len(self._names)
-
-        self._texts = [*texts, *[b""] * (self.vocab_size - len(texts))]
+        self._texts = [*texts, *[b""] * (len(self._names) - len(texts))]
+        self._added = self._find_added(normalizer)
+        self.num_added, self.vocab_size = len(self._added.pieces), len(self._names)
         self._shown = list(self._texts)
         named = {self.unk_id, self.mask_id, *self.sentinels}
         for i in self.special_ids:
@@ -137,9 +136,47 @@ class Tokenizer(abc.ABC):
         """Vocabulary files made from `texts`, the same each time. Raises ConfigError where `vocab_size` does not fit the text."""
         raise ConfigError(f"tokenizer kind '{cls.kind}' cannot be trained; give path=, a folder that holds {', '.join(cls.files_needed)}.")
 
-    @abc.abstractmethod
+    def _find_added(self, normalizer: Any) -> Added:
+        """The pieces that extensions added, given the ids behind all others."""
+        groups = json_of(self._files[ADDED], what=ADDED) if ADDED in self._files else []
+        if not isinstance(groups, list) or not all(isinstance(group, list) and all(isinstance(piece, str) for piece in group) for group in groups):
+            raise ConfigError(f"{ADDED} must hold a list of lists of pieces; it is damaged.")
+        added = Added([piece for group in groups for piece in group], first_id=len(self._names), words=self._strip_prefix, normalizer=normalizer)
+        known = {text: name for name, text in zip(self._names, self._texts) if text}
+        for piece, text in zip(added.pieces, added.texts):
+            if text in known:
+                raise ConfigError(f"the added piece {piece!r} is in the vocabulary already, as {known[text]!r}; take it out of the list.")
+            known[text] = piece
+        self._names += added.pieces
+        self._texts += added.texts
+        return added
+
+    def extended(self, pieces: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with more pieces. Raises ConfigError for a piece that is there already or that no text can hold."""
+        groups = [*(json.loads(self._files[ADDED]) if ADDED in self._files else []), list(pieces)]
+        return type(self)({**self._files, ADDED: json.dumps(groups, ensure_ascii=False).encode()}, **self._options)
+
+    def earlier(self) -> "Tokenizer | None":
+        """This tokenizer without its last extension; None if there is none."""
+        if ADDED not in self._files:
+            return None
+        groups = json.loads(self._files[ADDED])[:-1]
+        files = {name: data for name, data in self._files.items() if name != ADDED}
+        return type(self)({**files, **({ADDED: json.dumps(groups, ensure_ascii=False).encode()} if groups else {})}, **self._options)
+
     def encode(self, text: str) -> np.ndarray:
-        """Ids (int32) of a text, none added before or after it; the name of a special piece written out in the text is plain text."""
+        """Ids (int32) of a text, none added before or after it; the name of a special piece written out in the text is plain text.
+
+        What stands between added pieces is encoded as a text of its own.
+        """
+        if not self.num_added:
+            return self._encode(text)
+        parts = self._added.split(text)
+        return np.concatenate([self._encode(part) if isinstance(part, str) else [part] for part in parts] or [[]]).astype(np.int32)
+
+    @abc.abstractmethod
+    def _encode(self, text: str) -> np.ndarray:
+        """Ids (int32) of a text without added pieces."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`: mask, unk and sentinels by their names, other special ids as nothing, bytes that are not UTF-8 as U+FFFD."""
@@ -161,11 +198,9 @@ class Tokenizer(abc.ABC):
         first_bytes = np.cumsum(widths) - widths
         text = b"".join([self._texts[i] for i in ids])
         at_byte = np.zeros(len(text) + 1, bool)
-        # Code points, not tokens: one character may be spread over several tokens. A stray byte becomes one surrogate of width 1.
-        chars = np.frombuffer(text.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), "<u4")
+        # Code points, not tokens: one character may be spread over several tokens.
+        chars, char_widths = boundaries.code_points(text)
         if chars.size:
-            stray = (chars >= 0xDC80) & (chars <= 0xDCFF)
-            char_widths = np.where(stray, 1, 1 + (chars >= 0x80) + (chars >= 0x800) + (chars >= 0x10000))
             at_byte[np.cumsum(char_widths) - char_widths] = self._word_starts_of(chars)
         starts = at_byte[first_bytes] & (widths > 0) | self._splits[ids]
         starts[1:] |= self._splits[ids[:-1]]
@@ -173,12 +208,44 @@ class Tokenizer(abc.ABC):
         return starts
 
     def _word_starts_of(self, chars: np.ndarray) -> np.ndarray:
-        cjk, space = is_cjk(chars), np.isin(chars, WHITESPACE)
+        cjk, space = boundaries.is_cjk(chars), np.isin(chars, WHITESPACE)
         after_cjk, after_space = np.r_[False, cjk[:-1]], np.r_[False, space[:-1]]
         if self.space_leads:
             after_break = after_space & (np.r_[0, chars[:-1]] != ord(" "))
             return cjk | after_cjk | space | after_break
         return ~space & (cjk | after_cjk | after_space)
+
+    def segmented_word_starts(self, ids: Iterable[int], *, words: Sequence[str]) -> np.ndarray | None:
+        """`word_starts` of a text whose words are known: one that holds Chinese characters is a word as a whole. None where `words` are not the text's."""
+        ids = self._checked(ids)
+        inside = boundaries.inside_words([self._texts[i] for i in ids], words)
+        if inside is None:
+            return None
+        inside[:1] = False  # where a text is cut in a word, its rest is one
+        return self.word_starts(ids) & ~inside
+
+    def sentence_starts(self, ids: Iterable[int]) -> np.ndarray:
+        """Which of `ids` begin a sentence (bool, as long as `ids`), the first one among them; rules in `ptm.text.boundaries.sentence_starts`.
+
+        White space belongs to the sentence before, but the space before a sentence's first word to its first token where the two are one piece. The
+        next sentence begins after a piece that holds the end of one and the beginning of another.
+        """
+        ids = self._checked(ids)
+        if not ids.size:
+            return np.zeros(0, bool)
+        texts = [self._texts[i] or UNSEEN for i in ids]
+        data = b"".join(texts)
+        chars, char_widths = boundaries.code_points(data)
+        sentence_of_char = np.zeros(chars.size, int)
+        sentence_of_char[boundaries.sentence_starts(data.decode("utf-8", "surrogateescape"), keeps_spaces=self.keeps_spaces)] = 1
+        sentence_of_char = np.where(np.isin(chars, WHITESPACE), 0, np.cumsum(sentence_of_char))
+        # A token is of the sentence of its first character that is no space; one of spaces alone is of the sentence before.
+        sentence_of_byte = np.repeat(sentence_of_char, char_widths)
+        visible = np.append(np.flatnonzero(sentence_of_byte), len(data))
+        ends = np.cumsum([len(text) for text in texts])
+        first = visible[np.searchsorted(visible, np.r_[0, ends[:-1]])]
+        sentences = np.where(first < ends, np.append(sentence_of_byte, 0)[first], 1)
+        return np.diff(np.maximum.accumulate(sentences), prepend=0) > 0
 
     def save(self, folder: str) -> None:
         """Writes the vocabulary files and, last, `meta.json`; `ptm.text.load` reads them back."""

@@ -51,10 +51,14 @@ class FileTokenizer(Tokenizer):
             raise ConfigError(
                 "tokenizer.json: cannot tell how its pieces spell text; allowed: WordPiece or WordLevel models, byte-level BPE, pieces with '▁' for a space."
             )
-        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, controls=controls, strip_prefix=prefix)
+        super().__init__(
+            files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, controls=controls, strip_prefix=prefix,
+            normalizer=None if mark is None else pipeline.normalizer,
+        )  # fmt: skip
+        self.keeps_spaces = mark is None
         self._starts = None if mark is None else np.array([mark == "" or not name.startswith(mark) for name in self._names])
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """Ids of a text, without the special pieces that the file's post-processor would add."""
         return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from ptm.fields import ConfigError
-from ptm.text.base import Tokenizer, is_cjk, refuse_large, refuse_small, text_of
+from ptm.text.base import Tokenizer, refuse_large, refuse_small, text_of
+from ptm.text.boundaries import is_cjk
 
 PREFIX = "##"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -36,6 +37,7 @@ class WordPieceTokenizer(Tokenizer):
     kind = "wordpiece"
     files_needed = ("vocab.txt",)
     can_lowercase = True
+    keeps_spaces = False
 
     def __init__(self, files: dict[str, bytes], *, lowercase: bool = False, sentinels: int = 0):
         """`lowercase` also strips accents. Raises ConfigError if the vocabulary's case does not go with it."""
@@ -49,7 +51,7 @@ class WordPieceTokenizer(Tokenizer):
         if not lowercase and any(name.upper() != name for name in letters) and all(name.lower() == name for name in letters):
             raise ConfigError("vocab.txt holds no upper-case piece, so cased text would become [UNK]; set tokenizer.lowercase=true.")
         texts = [word_text(name.removeprefix(PREFIX), continues=name.startswith(PREFIX)) for name in names]
-        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, strip_prefix=True)
+        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, strip_prefix=True, normalizer=_normalizer(lowercase, chinese=False))
         self._starts = np.array([not name.startswith(PREFIX) for name in self._names])
         model = models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]", max_input_chars_per_word=100)
         self._pipeline = _pipeline(model, lowercase=lowercase)
@@ -71,7 +73,7 @@ class WordPieceTokenizer(Tokenizer):
         refuse_large(vocab_size, largest=len(vocab))
         return {"vocab.txt": "".join(name + "\n" for name in sorted(vocab, key=vocab.__getitem__)).encode()}
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """Ids of a text as the reference gives them, without [CLS] and [SEP]."""
         return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -84,9 +86,14 @@ class WordPieceTokenizer(Tokenizer):
         return self._starts[self._checked(ids)]
 
 
+def _normalizer(lowercase: bool, *, chinese: bool) -> normalizers.Normalizer:
+    """Strips accents if it lower-cases; `chinese` puts spaces around Chinese characters."""
+    return normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese)
+
+
 def _pipeline(model: models.WordPiece, *, lowercase: bool) -> Pipeline:
     pipeline = Pipeline(model)
-    pipeline.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # strips accents if it lower-cases
+    pipeline.normalizer = _normalizer(lowercase, chinese=True)
     pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return pipeline
 
