@@ -15,7 +15,7 @@ The text is read from $PTM_DATA/lm/tinyshakespeare/input.txt.
 
 import os
 
-from ptm import config
+from ptm import config, recipe
 from ptm.config import Checkpoint, Compute, Data, Log, Optimizer, Schedule, Tokenizer, Train
 from ptm.evals import loss
 from ptm.fields import ConfigError
@@ -25,7 +25,7 @@ from ptm.objectives import causal
 
 def get_config(argument: str = ""):
     """The config of `shakespeare_char_cpu` (default) or `shakespeare_char_best`; `tiny` makes it a smoke run."""
-    recipe, scale = config.words(argument, recipes=("shakespeare_char_cpu", "shakespeare_char_best"))
+    chosen, _, scale = recipe.words(argument, recipes=("shakespeare_char_cpu", "shakespeare_char_best"))
     if "PTM_DATA" not in os.environ:
         raise ConfigError("configs/gpt2.py reads tiny Shakespeare from $PTM_DATA/lm/tinyshakespeare/input.txt; set PTM_DATA to the folder of data sets.")
     steps = 20 if scale == "tiny" else 2000
@@ -45,7 +45,7 @@ def get_config(argument: str = ""):
         checkpoint=Checkpoint(every=10 if scale == "tiny" else 500),
         log=Log(every=5 if scale == "tiny" else 50),
     )  # fmt: skip
-    if recipe == "shakespeare_char_best":
+    if chosen == "shakespeare_char_best":
         cfg.model.init_std = 0.09  # about 1 / sqrt(width)
         cfg.model.residual_std = 0.0
         cfg.optimizer.learning_rate = 3e-3

@@ -7,10 +7,7 @@ declare their own `Config` dataclasses, each with a class attribute `name`, the 
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import os
-import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +46,7 @@ class Tokenizer:
     lowercase: bool = field(False, doc="Lower-case the text (wordpiece, and sentencepiece that is trained).")
     train_bytes: int = field(10_000_000, low=1, unit="bytes", doc="Text taken from the training split to train a vocabulary.")
     sentinels: int = field(0, low=0, unit="pieces", doc="Sentinels <extra_id_N> for span corruption; a trained vocabulary gets them on top of vocab_size.")
+    extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +179,7 @@ class Config:
     """A run, resolved: `model`, `objective` and the values of `evals` are the Config dataclasses of their entries."""
 
     seed: int = field(0, low=0, high=2**31 - 1, doc="Seed of initialisation, data order, masking and dropout.")
-    init: str = field("scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN].")
+    init: str = field("scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION].")
     model: Any
     objective: Any
     evals: dict[str, Any]
@@ -207,7 +205,10 @@ def _to_dict(value: Any, annotation: Any) -> Any:
 
 def _section(config: Any) -> ConfigDict:
     hints = fields.annotations(type(config))
-    section = ConfigDict({key: _to_dict(getattr(config, key), hints[key]) for key in hints})
+    tables = fields.tables(type(config))
+    section = ConfigDict({key: _to_dict(getattr(config, key), hints[key]) for key in hints if key not in tables})
+    for key in tables:
+        section[key] = ConfigDict({name: _section(value) for name, value in getattr(config, key).items()})
     if hasattr(config, "name") and "name" not in hints:
         section.name = config.name
     return section
@@ -238,9 +239,21 @@ def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **s
 
 
 def _class_of(section: ConfigDict, registries: Registries, kind: str, where: str) -> type:
+    if not isinstance(section, ConfigDict):
+        raise ConfigError(f"{where}={section!r} is no section; allowed: keys with their values.")
     if "name" not in section:
         raise ConfigError(f"{where} has no key 'name'; allowed: {', '.join(sorted(registries[kind]))}.")
     return fields.lookup(registries[kind], section.name, where + ".name")
+
+
+def _declared(section: ConfigDict, cls: type, where: str, registries: Registries) -> dict[str, tuple[Any, dict]]:
+    hints, tables = fields.annotations(cls), fields.tables(cls)
+    keys = {f"{where}.{f.name}": (hints[f.name], dict(f.metadata)) for f in dataclasses.fields(cls) if f.name not in tables}
+    for key, table in tables.items():
+        for name, inner in section[key].items():
+            path = f"{where}.{key}.{name}"
+            keys |= _declared(inner, _class_of(inner, registries, table, path), path, registries)
+    return keys
 
 
 def schema(config: ConfigDict, registries: Registries) -> dict[str, tuple[Any, dict]]:
@@ -251,8 +264,8 @@ def schema(config: ConfigDict, registries: Registries) -> dict[str, tuple[Any, d
     hints = fields.annotations(Config)
     keys = {f.name: (hints[f.name], dict(f.metadata)) for f in dataclasses.fields(Config) if f.metadata}
     for where, cls in classes.items():
-        hints = fields.annotations(cls)
-        keys |= {f"{where}.{f.name}": (hints[f.name], dict(f.metadata)) for f in dataclasses.fields(cls)}
+        section = config.evals[where.removeprefix("evals.")] if where.startswith("evals.") else config[where]
+        keys |= _declared(section, cls, where, registries)
     return keys
 
 
@@ -288,8 +301,13 @@ def override(config: ConfigDict, key: str, text: str, registries: Registries) ->
             node[leaf] = value
 
 
-def _read(section: Any, cls: type, where: str) -> Any:
-    hints = fields.annotations(cls)
+def _read_all(sections: ConfigDict, where: str, registries: Registries, kind: str) -> dict[str, Any]:
+    paths = {name: f"{where}.{name}" for name in sections}
+    return {name: _read(sections[name], _class_of(sections[name], registries, kind, path), path, registries) for name, path in paths.items()}
+
+
+def _read(section: Any, cls: type, where: str, registries: Registries) -> Any:
+    hints, tables = fields.annotations(cls), fields.tables(cls)
     given = dict(section)
     if "name" not in hints:
         given.pop("name", None)
@@ -299,7 +317,8 @@ def _read(section: Any, cls: type, where: str) -> Any:
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in given and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"missing key {where}.{missing[0]}.")
-    value = cls(**{key: fields.coerce(item, hints[key], f"{where}.{key}") for key, item in given.items()})
+    inner = {key: _read_all(given[key], f"{where}.{key}", registries, table) for key, table in tables.items()}
+    value = cls(**inner, **{key: fields.coerce(item, hints[key], f"{where}.{key}") for key, item in given.items() if key not in tables})
     fields.check(value, where)
     return value
 
@@ -314,11 +333,10 @@ def resolve(config: ConfigDict | dict, registries: Registries) -> Config:
     missing = [key for key in known if key not in config]
     if missing:
         raise ConfigError(f"missing section {missing[0]}; make configs with ptm.config.base().")
-    parts = {name: _read(config[name], cls, name) for name, cls in SECTIONS.items()}
-    parts["model"] = _read(config.model, _class_of(config.model, registries, "model", "model"), "model")
-    parts["objective"] = _read(config.objective, _class_of(config.objective, registries, "objective", "objective"), "objective")
-    wheres = {name: f"evals.{name}" for name in config.evals}
-    parts["evals"] = {name: _read(config.evals[name], _class_of(config.evals[name], registries, "eval", where), where) for name, where in wheres.items()}
+    parts = {name: _read(config[name], cls, name, registries) for name, cls in SECTIONS.items()}
+    parts["model"] = _read(config.model, _class_of(config.model, registries, "model", "model"), "model", registries)
+    parts["objective"] = _read(config.objective, _class_of(config.objective, registries, "objective", "objective"), "objective", registries)
+    parts["evals"] = _read_all(config.evals, "evals", registries, "eval")
     resolved = Config(**parts, **{key: config[key] for key in TOP_LEVEL})
     fields.check(resolved, "")
     return resolved
@@ -361,64 +379,13 @@ def fingerprint(config: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _defaults(config: Any) -> Any:
+    return type(config)(**{key: {name: _defaults(part) for name, part in getattr(config, key).items()} for key in fields.tables(type(config))})
+
+
 def defaults_of(config: Config) -> Config:
     """`base()` for the same model, objective and evals: what a config's difference is told against."""
     top = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
-    evals = {name: type(options)() for name, options in config.evals.items()}
+    evals = {name: _defaults(options) for name, options in config.evals.items()}
     sections = {name: cls() for name, cls in SECTIONS.items()}
-    return Config(model=type(config.model)(), objective=type(config.objective)(), evals=evals, **top, **sections)
-
-
-def load_recipe(spec: str) -> ConfigDict:
-    """The ConfigDict of `FILE.py[:ARGUMENT]`, by calling the file's `get_config(argument)`.
-
-    Raises ConfigError if there is no such file or function, or with the line of the file if a config refused what the recipe did.
-    """
-    path, _, argument = spec.partition(":")
-    if not os.path.isfile(path):
-        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-        known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
-        raise ConfigError(f"no recipe '{path}'. In {folder}: {', '.join(known) or 'no .py file'}.{fields.nearest(os.path.basename(path), known)}")
-    module_spec = importlib.util.spec_from_file_location("ptm_recipe", path)
-    if module_spec is None:
-        raise ConfigError(f"recipe '{path}' is not a Python file; its name must end in .py.")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"recipe '{path}' has no function get_config(argument).")
-    try:
-        config = module.get_config(argument)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"recipe '{path}', line {_line(error, path)}: {_reason(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config of recipe '{path}' returned a {type(config).__name__}; it must return what ptm.config.base() gave it.")
-    return config
-
-
-def _line(error: Exception, path: str) -> int:
-    """The innermost line of the recipe that an error came from; 1 if it came from the call itself."""
-    return [1, *(frame.lineno for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) == os.path.abspath(path))][-1]
-
-
-def _reason(error: Exception) -> str:
-    """An error's message without the values of a whole section that ml_collections puts between the reason and the nearest key."""
-    text = str(error.args[0] if error.args else type(error).__name__)
-    text = text.replace("\\n", "\n").replace("\\'", "'")  # of an attribute it tells the repr of what it tells of a key
-    text = text[1:-1] if text[:1] == text[-1:] == "'" else text
-    reason, others, rest = text.partition(" Other fields present:")
-    text = f"{reason} {rest.splitlines()[-1]}" if others else text.replace("'\n", "'. ")
-    return f"no key {text}" if text.startswith("'") else text
-
-
-def words(argument: str, *, recipes: tuple[str, ...], scales: tuple[str, ...] = ("tiny",)) -> tuple[str, str]:
-    """(recipe, scale) of a recipe's argument: comma-separated words in any order, at most one of each; the first recipe is the default."""
-    chosen = {"recipe": "", "scale": ""}
-    for word in filter(None, argument.split(",")):
-        kind = "recipe" if word in recipes else "scale" if word in scales else None
-        if kind is None:
-            known = f"Recipes: {', '.join(recipes)}. Scales: {', '.join(scales)}."
-            raise ConfigError(f"unknown word '{word}' in the recipe's argument ':{argument}'. {known}{fields.nearest(word, (*recipes, *scales))}")
-        if chosen[kind]:
-            raise ConfigError(f"':{argument}' names two {kind}s, '{chosen[kind]}' and '{word}'; give one at most.")
-        chosen[kind] = word
-    return chosen["recipe"] or recipes[0], chosen["scale"]
+    return Config(model=_defaults(config.model), objective=_defaults(config.objective), evals=evals, **top, **sections)

@@ -31,6 +31,16 @@ def field(
     return dataclasses.field(default=default, metadata=meta)
 
 
+def sections(table: str, *, doc: str) -> Any:
+    """A config key that holds sections by name, each the Config of an entry of a `table` of the registry (objective, ...); recipes choose them."""
+    return dataclasses.field(default_factory=dict, metadata={"doc": doc, "table": table})
+
+
+def tables(cls: type) -> dict[str, str]:
+    """The keys of a config dataclass that hold `sections`, with the table of each."""
+    return {f.name: f.metadata["table"] for f in dataclasses.fields(cls) if "table" in f.metadata}
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for a misspelt word, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -129,7 +139,7 @@ def check(config: Any, where: str) -> None:
     hints = annotations(type(config))
     for f in dataclasses.fields(config):
         key, value, meta = f"{where}.{f.name}" if where else f.name, getattr(config, f.name), f.metadata
-        if not meta:
+        if not meta or "table" in meta:
             continue
         coerce(value, hints[f.name], key)
         if value is None:

@@ -1,6 +1,7 @@
 """All families, objectives and evals by name, and the checks of a whole config: what the command line needs before anything heavy is loaded."""
 
 import math
+from typing import Any
 
 from ptm import config as config_lib
 from ptm import fields, log, optim, parallel, text
@@ -8,7 +9,7 @@ from ptm.config import Config, ConfigDict
 from ptm.evals import EVALS
 from ptm.fields import ConfigError
 from ptm.models import MODELS
-from ptm.objectives import OBJECTIVES
+from ptm.objectives import OBJECTIVES, mixture
 
 REGISTRIES = {
     "model": {name: family.config for name, family in MODELS.items()},
@@ -18,32 +19,56 @@ REGISTRIES = {
 
 
 def streams(config: Config) -> int:
-    """Logical streams of a run: as configured, or the greatest common divisor of its batch sizes and 64."""
-    return config.data.streams or math.gcd(config.train.batch_size, 64)
+    """Logical streams of a run: as configured, or with memory one a row, or the greatest common divisor of its batch size and 64."""
+    batch_size = config.train.batch_size
+    return config.data.streams or (batch_size if _remembers(config.objective) else math.gcd(batch_size, 64))
+
+
+def _remembers(objective: Any) -> bool:
+    """Whether rows of an objective see those of the batch before."""
+    return hasattr(objective, "memory_length") and objective.memory_length > 0
 
 
 def check(config: Config) -> None:
     """Refuses combinations that no section can see alone; needs no data and compiles nothing. Raises ConfigError."""
     model, objective, train = config.model, config.objective, config.train
-    if hasattr(objective, "raw_length"):
-        objective.raw_length(config.data.length)  # refuses lengths that no text fits
+    paired = model.kind == "encoder_decoder"
+    for part in objective.parts.values() if isinstance(objective, mixture.Config) else (objective,):
+        kinds = OBJECTIVES[part.name].build.kinds
+        if model.kind not in kinds:
+            fitting = [name for name, entry in OBJECTIVES.items() if model.kind in entry.build.kinds]
+            raise ConfigError(
+                f"objective {part.name} trains models of kind {', '.join(kinds)}, but model {model.name} is of kind {model.kind}. "
+                f"Objectives that fit it: {', '.join(fitting)}; choose one in the recipe."
+            )
+        missing = [head for head in part.heads if head not in model.heads] if hasattr(part, "heads") else []
+        if missing:
+            fitting = [name for name, family in MODELS.items() if set(part.heads) <= set(family.config.heads) and family.config.kind in kinds]
+            raise ConfigError(
+                f"objective {part.name} needs the heads {', '.join(part.heads)}, but model {model.name} has no {', '.join(missing)}. "
+                f"Models that fit it: {', '.join(fitting)}; choose one in the recipe."
+            )
+        if hasattr(part, "raw_length"):
+            part.raw_length(config.data.length, paired=paired)  # refuses lengths that no text fits
+        if _remembers(part) and part is not objective:
+            raise ConfigError(f"a part of objective {objective.name} has memory_length={part.memory_length}, but objectives in turn have no memory; set it to 0.")
     lengths = objective.lengths(config.data.length)
-    if model.max_length is not None and max(lengths["L"], lengths.get("I", 0)) > model.max_length:
+    if model.max_length is not None and max(lengths["L"], lengths["I"] if paired else 0) > model.max_length:
         raise ConfigError(
             f"data.length={config.data.length} exceeds the model's positions, model.max_length={model.max_length}. "
             f"Set --config.data.length={model.max_length} or less, or --config.model.max_length={config.data.length} or more."
-        )
-    kinds = OBJECTIVES[objective.name].build.kinds
-    if model.kind not in kinds:
-        fitting = [name for name, entry in OBJECTIVES.items() if model.kind in entry.build.kinds]
-        raise ConfigError(
-            f"objective {objective.name} trains models of kind {', '.join(kinds)}, but model {model.name} is of kind {model.kind}. "
-            f"Objectives that fit it: {', '.join(fitting)}; choose one in the recipe."
         )
     for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
         if train.batch_size % parts:
             divisors = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
             raise ConfigError(f"{key}={parts} does not divide train.batch_size={train.batch_size}; allowed: {', '.join(map(str, divisors))}.")
+    if _remembers(objective) and streams(config) != train.batch_size:
+        raise ConfigError(
+            f"data.streams={config.data.streams}, but with objective.memory_length={objective.memory_length} each row of a batch goes on where it ended in the "
+            f"batch before: set --config.data.streams={train.batch_size}, the same as train.batch_size, or None."
+        )
+    if _remembers(objective) and config.data.packing not in ("default", "concat"):
+        raise ConfigError(f"data.packing={config.data.packing} breaks documents off, which objective.memory_length > 0 continues; allowed: default, concat.")
     warmup = config.schedule.warmup_steps
     if warmup and warmup >= train.steps:
         raise ConfigError(
@@ -66,8 +91,9 @@ def check(config: Config) -> None:
     fields.lookup(parallel.RULES, config.mesh.preset, "mesh.preset")
     for writer in config.log.writers:
         fields.lookup(log.WRITERS, writer, "log.writers")
-    if config.init != "scratch" and not config.init.startswith("ckpt:"):
-        raise ConfigError(f"init={config.init}; allowed: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN].{fields.nearest(config.init, ('scratch',))}")
+    if config.init != "scratch" and not config.init.startswith(("ckpt:", "hf:", "hub:")):
+        allowed = "scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION]"
+        raise ConfigError(f"init={config.init}; allowed: {allowed}.{fields.nearest(config.init, ('scratch',))}")
 
 
 def resolve(config: ConfigDict | dict | Config) -> Config:

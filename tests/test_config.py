@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ptm import config, fields, parallel, registry
+from ptm.recipe import load
 from ptm.config import Data, Train
 from ptm.evals import loss
 from ptm.fields import ConfigError
@@ -24,7 +25,7 @@ CLASSES = config.SECTIONS | {f"{kind}.{name}": cls for kind, table in registry.R
 
 def recipe(argument: str = "", **overrides: str) -> ConfigDict:
     """The quickstart's config with overrides as the command line gives them; `__` stands for a dot."""
-    cfg = config.load_recipe(f"{QUICKSTART}:{argument}")
+    cfg = load(f"{QUICKSTART}:{argument}")
     for key, text in overrides.items():
         config.override(cfg, key.replace("__", "."), text, registry.REGISTRIES)
     return cfg
@@ -186,7 +187,7 @@ def test_none_is_null_only_where_declared():
         ("model.width", "wide", ["model.width='wide'", "allowed: int"]),
         ("train.stps", 3, ["train.stps", "Did you mean 'steps'?", "batch_size"]),
         ("trian", {}, ["trian", "Did you mean 'train'?", "optimizer"]),
-        ("model.name", "gtp", ["model.name", "'gtp'", "bert, gpt, t5", "Did you mean 'gpt'?"]),
+        ("model.name", "gtp", ["model.name", "'gtp'", "gpt, ", "Did you mean 'gpt'?"]),
         ("evals.validation.name", "los", ["evals.validation.name", "Did you mean 'loss'?"]),
     ],
 )
@@ -239,19 +240,30 @@ def test_streams():
 # Recipes.
 
 
-def words_of(path: Path) -> tuple[list[str], list[str]]:
-    """(recipes, scales) of a recipe file, from what it says to an unknown word."""
-    message = refusal(config.load_recipe, f"{path}:?")
-    return tuple(re.search(rf"{kind}: ([^.]*)\.", message).group(1).split(", ") for kind in ("Recipes", "Scales"))
+def words_of(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """(recipes, objectives, scales) of a recipe file, from what it says to an unknown word."""
+    message = refusal(load, f"{path}:?")
+    found = (re.search(rf"{kind}: ([^.]*)\.", message) for kind in ("Recipes", "Objectives", "Scales"))
+    return tuple(match.group(1).split(", ") if match else [] for match in found)
 
 
-RECIPES = [
-    f"{path.relative_to(ROOT)}:{','.join(filter(None, (name, scale)))}"
-    for path in sorted((ROOT / "configs").rglob("*.py"))
-    for names, scales in [words_of(path)]
-    for name in ("", *names)
-    for scale in ("", *scales)
-]
+def specs_of(path: Path) -> list[str]:
+    """Every recipe with each of its objectives, in each scale."""
+    names, objectives, scales = words_of(path)
+    specs = []
+    for name in ("", *names):
+        fitting = [""]
+        for objective in objectives:
+            try:
+                load(f"{path}:{name},{objective}")
+                fitting.append(objective)
+            except ConfigError as error:
+                assert "has no recipe for" in str(error)
+        specs += [f"{path.relative_to(ROOT)}:{','.join(filter(None, (name, objective, scale)))}" for objective in fitting for scale in ("", *scales)]
+    return specs
+
+
+RECIPES = [spec for path in sorted((ROOT / "configs").rglob("*.py")) for spec in specs_of(path)]
 
 
 @pytest.mark.parametrize("spec", RECIPES)
@@ -259,7 +271,7 @@ def test_recipe_resolves(spec, monkeypatch):
     """Every word and scale; and what was resolved survives the way to JSON and to the command line and back."""
     monkeypatch.setenv("PTM_DATA", "/nowhere")
     monkeypatch.chdir(ROOT)
-    cfg = config.load_recipe(spec)
+    cfg = load(spec)
     resolved = registry.resolve(cfg)
     tree = json.loads(json.dumps(config.to_dict(resolved)))
     assert registry.resolve(tree) == resolved
@@ -276,12 +288,12 @@ def test_recipe_resolves(spec, monkeypatch):
 def test_recipe_describes_itself(path):
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"ptm train --config={path.relative_to(ROOT)}" in docstring, "a recipe's docstring holds its command"
-    assert "tiny" in words_of(path)[1], "every recipe has a smoke run"
+    assert "tiny" in words_of(path)[2], "every recipe has a smoke run"
 
 
 def test_recipe_needs_its_data(monkeypatch):
     monkeypatch.delenv("PTM_DATA", raising=False)
-    message = refusal(config.load_recipe, f"{ROOT}/configs/gpt2.py")
+    message = refusal(load, f"{ROOT}/configs/gpt2.py")
     assert "configs/gpt2.py" in message and "set PTM_DATA" in message and "input.txt" in message
 
 
@@ -320,18 +332,18 @@ def test_mistake_in_a_recipe(line, parts, tmp_path):
         "from ptm import config\nfrom ptm.models import gpt\nfrom ptm.objectives import causal\n"
         f"def get_config(argument):\n    cfg = config.base(model=gpt.Config(), objective=causal.Config())\n    {line}\n    return cfg\n"
     )
-    message = refusal(config.load_recipe, str(path))
+    message = refusal(load, str(path))
     assert all(part in message for part in (str(path), *parts)) and len(message) < 300, message
 
 
 def test_recipe_that_is_none(tmp_path):
     (tmp_path / "mine.py").write_text("")
     (tmp_path / "mine.txt").write_text("")
-    assert "no function get_config" in refusal(config.load_recipe, f"{tmp_path}/mine.py")
-    assert "must end in .py" in refusal(config.load_recipe, f"{tmp_path}/mine.txt")
+    assert "no function get_config" in refusal(load, f"{tmp_path}/mine.py")
+    assert "must end in .py" in refusal(load, f"{tmp_path}/mine.txt")
     for missing in (f"{tmp_path}/mime.py", f"{tmp_path}"):
-        assert "mine.py" in refusal(config.load_recipe, missing)
-    assert "Did you mean 'mine.py'?" in refusal(config.load_recipe, f"{tmp_path}/mime.py")
+        assert "mine.py" in refusal(load, missing)
+    assert "Did you mean 'mine.py'?" in refusal(load, f"{tmp_path}/mime.py")
 
 
 # Differences and fingerprints.

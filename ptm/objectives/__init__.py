@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from ptm.objectives import causal, mlm, span_corruption
+from ptm.objectives import causal, classify, denoising, distillation, mixture, mlm, pairs, permutation, prefix, rtd, span_corruption, ul2
+from ptm.objectives.mixture import Mixture
+from ptm.objectives.protocol import Objective
 
 
 class Entry(NamedTuple):
@@ -14,6 +16,22 @@ class Entry(NamedTuple):
 
 OBJECTIVES: dict[str, Entry] = {
     "causal": Entry(causal.Config, causal.Causal),
+    "prefix": Entry(prefix.Config, prefix.Prefix),
     "mlm": Entry(mlm.Config, mlm.MLM),
+    "pairs": Entry(pairs.Config, pairs.Pairs),
+    "permutation": Entry(permutation.Config, permutation.Permutation),
+    "rtd": Entry(rtd.Config, rtd.RTD),
     "span_corruption": Entry(span_corruption.Config, span_corruption.SpanCorruption),
+    "denoising": Entry(denoising.Config, denoising.Denoising),
+    "ul2": Entry(ul2.Config, ul2.UL2),
+    "classify": Entry(classify.Config, classify.Classify),
+    "mixture": Entry(mixture.Config, Mixture),
+    "distillation": Entry(distillation.Config, distillation.Distillation),
 }
+
+
+def make(config: Any, **given: Any) -> Objective | Mixture:
+    """The objective of a config, built from tokenizer, length, packing and model_config; of a mixture with those of its parts."""
+    if isinstance(config, mixture.Config):
+        return OBJECTIVES[config.name].build(config, objectives={name: make(part, **given) for name, part in config.parts.items()})
+    return OBJECTIVES[config.name].build(config, **given)
