@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def load(spec: str):
-    """(run, parameters) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`: `run.model`, `run.tokenizer`, `run.objective`, ready for a notebook."""
-    from ptm import run  # imported here: `import ptm` alone must not load JAX
+    """(run, parameters) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`, `hf:DIR` or `hub:ORG/NAME[@REVISION]`: `run.model`, `run.tokenizer`, `run.objective`, ready for a notebook."""
+    from ptm import weights  # imported here: `import ptm` alone must not load JAX
 
-    return run.load(spec)
+    return weights.load(spec)

@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,6 @@ WEIGHTS = ("params", "ema")
 DELETING = ".deleting"
 LEFTOVER = re.compile(rf"\d+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|{re.escape(DELETING)})")
 MAX_LINES = 20
-SPEC = "ckpt:DIR[@STEP|@best|@ema|@avgN]"
 
 # Orbax tells every step of a save at the level INFO of absl's logger, which belongs to the user's own messages.
 logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
@@ -134,7 +133,8 @@ def _flat(values: Any) -> dict[str, Any]:
     return flat
 
 
-def _steps(folder: Path) -> list[int]:
+def steps_in(folder: Path) -> list[int]:
+    """Committed steps of a folder, ascending; none if it is not there."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
@@ -238,7 +238,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, ascending; whether their files are sound is for `valid` to say."""
-        return _steps(self.folder)
+        return steps_in(self.folder)
 
     def valid(self, step: int) -> str | None:
         """None if every file of the step is as it was written, else the reason. Files unchanged since they were last hashed are not hashed again."""
@@ -300,7 +300,7 @@ class Checkpoints:
 
     def structure(self, step: int) -> dict[str, Any]:
         """Shapes and dtypes of the saved state as nested dicts of jax.ShapeDtypeStruct; positions in tuples are the keys '0', '1', ..."""
-        self._require(step)
+        self.require(step)
         saved = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
 
@@ -328,15 +328,15 @@ class Checkpoints:
             known = {path: leaf for path, leaf in known.items() if path in _flat(abstract_params)}
         return self._read(step, abstract_params, tree.unflatten(known), which + "/", cast)
 
-    def average(self, steps: Sequence[int], abstract_params: Any, *, which: str = "params") -> Any:
+    def average(self, steps: Sequence[int], abstract_params: Any, *, which: str = "params", subset: bool = False) -> Any:
         """Mean of the parameters of several steps, summed in float32 with one of them in memory at a time, in the dtypes of `abstract_params`."""
         if not steps:
             raise ConfigError(f"no steps to average; {self.folder} has {_listed(self.steps())}.")
         wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), abstract_params)
         add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
-        total = self.restore_params(steps[0], wide, which=which, cast=True)
+        total = self.restore_params(steps[0], wide, which=which, cast=True, subset=subset)
         for step in steps[1:]:
-            total = add(total, self.restore_params(step, wide, which=which, cast=True))
+            total = add(total, self.restore_params(step, wide, which=which, cast=True, subset=subset))
         return jax.tree.map(lambda sum_, leaf: (sum_ / len(steps)).astype(leaf.dtype), total, abstract_params)
 
     def _read(self, step: int, abstract: Any, saved: dict[str, Any], prefix: str, cast: bool) -> Any:
@@ -359,7 +359,8 @@ class Checkpoints:
         values = tree.paths(ocp.PyTreeCheckpointer().restore(self.folder / str(step) / "state", args=restore))
         return jax.tree.unflatten(jax.tree.structure(abstract), [values[prefix + path] for path in wanted])
 
-    def _require(self, step: int) -> None:
+    def require(self, step: int) -> None:
+        """Raises ConfigError unless the step is there and sound."""
         if step not in self.steps():
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are: {_listed(self.steps())}.")
         if reason := _from_first(lambda: self.valid(step)):
@@ -427,66 +428,3 @@ class Checkpoints:
             if step not in keep:
                 # Renamed first: a kill in the middle of the deletion must not leave what looks like a damaged step.
                 shutil.rmtree((self.folder / str(step)).rename(self.folder / f"{step}{DELETING}"))
-
-
-class Spec(NamedTuple):
-    """What 'ckpt:DIR[@STEP|@best|@ema|@avgN]' names: a folder, a step number or 'latest' or 'best', 'params' or 'ema', and how many steps to average."""
-
-    folder: Path
-    step: int | str
-    which: str
-    count: int
-
-
-def parse_spec(spec: str) -> Spec:
-    """Reads 'ckpt:DIR[@STEP|@best|@ema|@avgN]', where DIR is a workdir or its ckpt folder.
-
-    @ema means the averaged weights of the newest valid step, @avg5 the mean of the weights of the 5 newest valid steps. Raises
-    ConfigError saying what exists if the folder, its checkpoints or the step do not.
-    """
-    body = spec.removeprefix("ckpt:")
-    if body == spec or not body:
-        raise ConfigError(f"'{spec}' does not name a checkpoint; allowed: {SPEC}.")
-    tail = None if os.path.exists(body) else re.fullmatch("(.+)@([^/@]*)", body)
-    name, suffix = tail.groups() if tail else (body, "")
-    known = re.fullmatch("(?P<step>[0-9]+)|best|ema|avg(?P<count>[1-9][0-9]*)", suffix)
-    if tail and not known:
-        raise ConfigError(f"'{spec}' ends in '@{suffix}'; allowed: {SPEC}.{fields.nearest(suffix, ('best', 'ema', 'avg5'))}")
-    root = Path(name).expanduser()
-    if not root.is_dir():
-        around = sorted(path.name for path in root.parent.iterdir() if path.is_dir()) if root.parent.is_dir() else []
-        raise ConfigError(f"'{spec}': there is no folder '{root}'. In {root.parent}: {_listed(around)}.{fields.nearest(root.name, around)}")
-    folder = root / "ckpt" if (root / "ckpt").is_dir() else root
-    steps = _steps(folder)
-    if not steps:
-        raise ConfigError(f"'{spec}': no checkpoint in {folder}; it holds: {_listed(sorted(path.name for path in folder.iterdir())[:MAX_LINES])}.")
-    number, count = known.group("step", "count") if known else (None, None)
-    if number and int(number) not in steps:
-        raise ConfigError(f"'{spec}': no step {number} in {folder}; there are: {_listed(steps)}.")
-    step = int(number) if number else "best" if suffix == "best" else "latest"
-    return Spec(folder, step, "ema" if suffix == "ema" else "params", int(count or 1))
-
-
-def open_spec(spec: str) -> tuple[Checkpoints, list[int], str]:
-    """A reader of the folder that `spec` names, its steps, checked, newest first (one, or those to average), and 'params' or 'ema'.
-
-    Raises ConfigError if there are not so many sound ones.
-    """
-    folder, step, which, count = parse_spec(spec)
-    checkpoints = Checkpoints.reader(folder)
-    if isinstance(step, int):
-        steps = [step]
-    elif step == "latest":
-        steps = checkpoints.newest(count)
-    else:
-        best = checkpoints.best()
-        steps = [] if best is None else [best]
-    if len(steps) < count:
-        existing = f"of the steps {_listed(checkpoints.steps())} in {folder}"
-        if count > 1:
-            raise ConfigError(f"'{spec}': {existing} {len(steps)} are valid, not {count}; average fewer, or train with --config.checkpoint.keep_latest={count}.")
-        why = f"has a valid checkpoint with the metric '{checkpoints.metric}'" if step == "best" else "is valid"
-        raise ConfigError(f"'{spec}': {existing} none {why}.")
-    for step in steps:
-        checkpoints._require(step)
-    return checkpoints, steps, which

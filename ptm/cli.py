@@ -1,4 +1,4 @@
-"""The command line: `ptm train|evaluate`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|evaluate|convert`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
@@ -41,6 +41,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     evaluate.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest valid checkpoint is evaluated")
     evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN]")
+    convert = commands.add_parser(
+        "convert", allow_abbrev=False, help="convert from and to the reference library",
+        description="Make a workdir of a Hugging Face directory, or such a directory of a checkpoint. Only safetensors files are read.",
+        usage="ptm convert --from=hf:DIR|hub:ORG/NAME --to=ckpt:DIR [--tokenizer=DIR] [--check]\n"
+        "       ptm convert --from=ckpt:DIR[@STEP|@best|@ema|@avgN] --to=hf:DIR [--dtype=TYPE] [--check]",
+        epilog="Exit codes: 0 converted; 1 --check found differences; 2 wrong usage, or what cannot be converted exactly.",
+    )  # fmt: skip
+    convert.add_argument("--from", metavar="SPEC", help="what is read: hf:DIR, hub:ORG/NAME[@REVISION], ckpt:DIR[@STEP|@best|@ema|@avgN]")
+    convert.add_argument("--to", metavar="SPEC", help="what is written: ckpt:DIR or hf:DIR, which must not be there yet")
+    convert.add_argument("--dtype", default="float32", metavar="TYPE", help="type of the tensors of a directory: float32, bfloat16 or float16")
+    convert.add_argument("--tokenizer", metavar="DIR", help="folder of the tokenizer, if the directory that is read has none")
+    convert.add_argument("--check", action="store_true", help="run both implementations and compare logits and hidden states (needs torch, transformers)")
     return parser, commands.choices
 
 
@@ -112,13 +124,13 @@ def _config_text(resolved: Any, declared: dict[str, tuple[Any, dict]]) -> str:
 
 def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ptm import config as config_lib
-    from ptm import registry
+    from ptm import recipe, registry
 
     if not flags.config:
         raise ConfigError("`ptm train` needs --config=FILE.py[:WORDS], a recipe such as configs/quickstart.py.")
     if flags.show_batch is not None and flags.show_batch < 1:
         raise ConfigError(f"--show_batch={flags.show_batch}; allowed: 1 or more rows.")
-    config = config_lib.load_recipe(flags.config)
+    config = recipe.load(flags.config)
     for key, value in overrides.items():
         config_lib.override(config, key, value, registry.REGISTRIES)
     resolved = registry.resolve(config)
@@ -151,12 +163,24 @@ def _evaluate(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(flags: argparse.Namespace) -> int:
+    source, target = vars(flags)["from"], flags.to
+    if not source or not target:
+        raise ConfigError("`ptm convert` needs --from=SPEC and --to=SPEC, such as --from=hf:DIR --to=ckpt:DIR.")
+    from ptm import convert
+
+    same = convert.convert(source, target, dtype=flags.dtype, tokenizer=flags.tokenizer, compare=flags.check)
+    return 0 if same else FAILED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
-        return _train(flags, overrides) if flags.command == "train" else _evaluate(flags)
+        if flags.command == "train":
+            return _train(flags, overrides)
+        return {"evaluate": _evaluate, "convert": _convert}[flags.command](flags)
     except ConfigError as error:
         print(f"ptm: {error}", file=sys.stderr)
         return USAGE

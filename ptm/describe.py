@@ -13,7 +13,6 @@ import jax
 
 from ptm import config as config_lib
 from ptm import log, run, tree
-from ptm.data import pipeline
 from ptm.run import Run
 from ptm.samples import sample
 
@@ -71,8 +70,7 @@ def write(this: Run, history: list[dict[str, Any]]) -> str:
     if jax.process_index() == 0:
         _write(this.workdir / "config.json", json.dumps(config_lib.to_dict(config), indent=1) + "\n")
         _write(this.workdir / "diff.txt", "".join(f"{key}: {old!r} -> {new!r}\n" for key, (old, new) in changes.items()))
-        fingerprints = {"data": pipeline.fingerprint(config.data), "tokenizer": this.tokenizer.fingerprint}
-        _write(this.workdir / "env.json", json.dumps({"fingerprints": fingerprints, "history": history}, indent=1) + "\n")
+        _write(this.workdir / "env.json", json.dumps({"fingerprints": this.fingerprints(), "history": history}, indent=1) + "\n")
         _write(this.workdir / "params.txt", run.parameter_table(this))
     devices = this.layout.mesh.devices
     return (

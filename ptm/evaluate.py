@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from ptm import run as run_lib
+from ptm import teacher, weights
 
 
 def evaluate(spec: str) -> dict[str, Any]:
     """Metrics of all evals of the run behind `ckpt:DIR[@STEP|@best|@ema|@avgN]`, with the step that was read."""
-    run = run_lib.reopen(spec)
-    params, step = run_lib.load_params(spec, run)
+    run = teacher.attach(weights.reopen(spec))
+    params, step = weights.read(spec, run)
     metrics: dict[str, Any] = {"model": spec, "step": step}
     for name in run.config.evals:
         metrics |= run.evaluate(name, params)

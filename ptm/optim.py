@@ -240,7 +240,11 @@ def layer_factors(params: Mapping[str, Any], *, decay: float) -> dict[str, np.nd
     A decoder stands on its encoder. (ELECTRA's code leaves one more factor between the heads and the top layer.)
     """
     flat = {"/" + path: leaf for path, leaf in tree.paths(params).items()}
-    lengths = {path.partition("/layers/")[0]: leaf.shape[0] for path, leaf in flat.items() if tree.stacked(path)}
+    lengths: dict[str, int] = {}
+    for path, leaf in flat.items():
+        if tree.stacked(path):
+            stack = path.partition("/layers/")[0]
+            lengths[stack] = max(leaf.shape[0], lengths.get(stack, 0))
 
     def above(stack: str) -> int:
         parent, _, name = stack.rpartition("/")
@@ -252,7 +256,9 @@ def layer_factors(params: Mapping[str, Any], *, decay: float) -> dict[str, np.nd
         stack = max((stack for stack in lengths if path.startswith(stack + "/")), key=len, default=None)
         lowest, top = (deepest, 0) if stack is None else (above(stack) + lengths[stack], above(stack))
         if tree.stacked(path):
-            return (lowest - np.arange(lengths[stack])).reshape(-1, *[1] * (leaf.ndim - 1))
+            # Of parameters that layers share, the highest of these counts.
+            groups = leaf.shape[0]
+            return (lowest + 1 - np.arange(1, groups + 1) * lengths[stack] // groups).reshape(-1, *[1] * (leaf.ndim - 1))
         return np.asarray(lowest + 1 if any("embed" in part for part in path.split("/")) else top)
 
     return {path[1:]: np.float32(decay) ** distance(path, leaf).astype(np.float32) for path, leaf in flat.items()}

@@ -1,7 +1,6 @@
 """`setup(config)` -> Run: everything that the entry points share, built in one place from one config.
 
-A Run knows its tokenizer, model, objective, optimizer and where arrays lie; it holds no parameters. `load` reads a run back from a
-checkpoint, with its parameters.
+A Run knows its tokenizer, model, objective, optimizer and where arrays lie; it holds no parameters but those of a teacher.
 """
 
 import dataclasses
@@ -9,25 +8,35 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, models, optim, parallel, registry, text, tree
+from ptm import checkpoint, models, objectives, optim, parallel, registry, specs, text, tree
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
-from ptm.data import documents, pipeline
+from ptm.data import documents, pipeline, turns
 from ptm.data.loader import Loader
+from ptm.data.turns import Turns
 from ptm.evals import EVALS
 from ptm.fields import ConfigError
 from ptm.models import Model
 from ptm.nn.context import Context
-from ptm.objectives import OBJECTIVES
+from ptm.objectives import mixture
+from ptm.objectives.mixture import Part
 from ptm.objectives.protocol import Objective
+
+
+class Teacher(NamedTuple):
+    """What a run's model learns from: its spec, the parameters that this named when the run was started, and a hash of their files."""
+
+    spec: str
+    params: Any
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +48,34 @@ class Run:
     layout: parallel.Layout
     tokenizer: Any
     model: Model
-    objective: Objective
+    branches: tuple[Part, ...]  # objectives whose batches take turns; one, without name, in all runs but some mixtures
+    parts: tuple[Part, ...]  # of a mixture what is evaluated on its own
     optimizer: optim.Optimizer
     abstract_params: Any  # shapes of the parameters, with their shardings
     abstract_state: state_lib.State  # the same of the whole training state
+    teacher: Teacher | None = None  # of distillation, once `ptm.teacher.attach` has read it
+
+    @property
+    def objective(self) -> Objective:
+        """The run's objective; of those that take turns the first one."""
+        return self.branches[0].objective
+
+    @functools.cached_property
+    def _alone(self) -> tuple["Run", ...]:
+        return tuple(self._of(branch) for branch in self.branches)
+
+    def _of(self, branch: Part) -> "Run":
+        return dataclasses.replace(self, branches=(branch,), parts=())
+
+    def at(self, step: int) -> "Run":
+        """The run of the branch whose turn a step is: this one, but for mixtures whose branches take turns."""
+        if len(self.branches) == 1:
+            return self
+        return self._alone[turns.turn(step, seed=self.config.seed, weights=[branch.weight for branch in self.branches])]
+
+    @functools.cached_property
+    def _evaluated(self) -> tuple[tuple[Part, "Run"], ...]:
+        return tuple((part, self._of(part)) for part in self.parts)
 
     @functools.cached_property
     def train_step(self) -> Callable[[state_lib.State, Any], tuple[state_lib.State, Any]]:
@@ -50,28 +83,37 @@ class Run:
         step = functools.partial(
             state_lib.train_step, model=self.model, objective=self.objective, transform=self.optimizer.transform,
             learning_rate=self.optimizer.learning_rate, train=self.config.train, seed=self.config.seed, norms=self.config.log.norms,
+            name=self.branches[0].name,
         )  # fmt: skip
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         # Not on CPU: there XLA copies whatever of a donated buffer it reads twice, which costs more than the memory is worth.
         donated = () if self.layout.mesh.devices.flat[0].platform == "cpu" else (0,)
-        return jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=(shardings, self.layout.replicated()), donate_argnums=donated)
+        return self._compiled(step, shardings, out_shardings=(shardings, self.layout.replicated()), donate_argnums=donated)
 
     @functools.cached_property
     def eval_step(self) -> Callable[[Any, Any], Any]:
         """The compiled evaluation (params, batch) -> sums."""
         step = functools.partial(state_lib.eval_step, model=self.model, objective=self.objective)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-        return jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=self.layout.replicated())
+        return self._compiled(step, shardings, out_shardings=self.layout.replicated())
+
+    def _compiled(self, step: Callable[..., Any], shardings: Any, **options: Any) -> Callable[[Any, Any], Any]:
+        """A step of what lies as `shardings` say and a batch, compiled; the parameters of a teacher are its last argument."""
+        if self.teacher is None:
+            return jax.jit(step, in_shardings=(shardings, self.layout.batch()), **options)
+        taught = jax.tree.map(lambda leaf: leaf.sharding, self.teacher.params)
+        compiled = jax.jit(step, in_shardings=(shardings, self.layout.batch(), taught), **options)
+        return lambda first, batch: compiled(first, batch, self.teacher.params)
 
     def init_params(self) -> Any:
         """Fresh parameters, made where they lie."""
-        init = functools.partial(self.model.init, lengths=self.objective.lengths)
+        init = functools.partial(self.model.init, lengths=lengths_of(self.branches))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
         return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def init_state(self, params: Any) -> state_lib.State:
         """The state before the first step, from parameters."""
-        make = functools.partial(state_lib.make, transform=self.optimizer.transform, train=self.config.train)
+        make = _state_maker(self.config, self.model, self.objective, self.optimizer)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(make, out_shardings=shardings)(params)
 
@@ -79,13 +121,21 @@ class Run:
         """Global device arrays of this process's rows of a batch."""
         return parallel.to_device(batch, self.layout, batch_size=batch_size, rows=rows)
 
-    def loader(self, *, rows: Sequence[int] | None = None) -> Loader:
+    def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:
         """The training batches, from the first: `rows` of each, by default those that this process supplies."""
-        train = self.config.train
-        return Loader(
-            self.config.data, featurizer=self.objective, tokenizer=self.tokenizer, seed=self.config.seed, batch_size=train.batch_size,
-            streams=registry.streams(self.config), rows=parallel.local_rows(self.layout, train.batch_size) if rows is None else rows,
-        )  # fmt: skip
+        train, seed = self.config.train, self.config.seed
+        rows = parallel.local_rows(self.layout, train.batch_size) if rows is None else rows
+        loaders = {
+            branch.name: Loader(
+                self.config.data, featurizer=branch.objective, tokenizer=self.tokenizer, seed=turns.branch_seed(seed, branch.name),
+                batch_size=train.batch_size, streams=registry.streams(self.config), rows=rows,
+            )
+            for branch in self.branches
+        }  # fmt: skip
+        if len(loaders) == 1:
+            return next(iter(loaders.values()))
+        weights, positions = ([of(branch) for branch in self.branches] for of in (lambda branch: branch.weight, _positions))
+        return Turns(loaders, weights=weights, positions=positions, seed=seed)
 
     def validation(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
         """Device batches of one pass over the validation split."""
@@ -96,34 +146,68 @@ class Run:
         return (self.to_device(batch, batch_size=batch_size, rows=rows) for batch in batches)
 
     def evaluate(self, name: str, params: Any) -> dict[str, float]:
-        """The metrics of one of the config's evals, named NAME/METRIC."""
+        """The metrics of one of the config's evals, named NAME/METRIC; of a mixture NAME/PART/METRIC, and NAME/loss, the parts' by weight."""
+        if not self._evaluated:
+            return {f"{name}/{metric}": value for metric, value in self._measure(name, params).items()}
+        measured = {part: run._measure(name, params) for part, run in self._evaluated}
+        result = {f"{name}/{part.name}/{metric}": value for part, values in measured.items() for metric, value in values.items()}
+        total = sum(part.weight * values["loss"] for part, values in measured.items())
+        return {f"{name}/loss": total / sum(part.weight for part in measured), **result}
+
+    def _measure(self, name: str, params: Any) -> dict[str, float]:
         options = self.config.evals[name]
         batches = self.validation(options.batch_size or self.config.train.batch_size)
         if options.batches is not None:
             batches = (batch for _, batch in zip(range(options.batches), batches))
-        result = EVALS[options.name].evaluate(batches, params=params, eval_step=self.eval_step, coefficients=self.objective.coefficients)
-        return {f"{name}/{metric}": value for metric, value in result.items()}
+        return EVALS[options.name].evaluate(batches, params=params, eval_step=self.eval_step, coefficients=self.objective.coefficients)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what the run is made from besides its config: data, tokenizer, and its teacher if it has one."""
+        taught = {} if self.teacher is None else {"teacher": self.teacher.fingerprint}
+        return {"data": pipeline.fingerprint(self.config.data), "tokenizer": self.tokenizer.fingerprint, **taught}
 
     def forward_flops(self) -> float:
-        """FLOPs of the forward pass of a training batch: matrix products and attention, rows counted as full."""
-        row = self.model.config.forward_flops(self.objective.lengths, self.objective.target_positions)
-        return row * self.config.train.batch_size
+        """FLOPs of the forward pass of a training batch: matrix products and attention, rows counted as full; the mean over branches that take turns."""
+        rows = (self.model.forward_flops(branch.objective.lengths, branch.objective.target_positions, heads=branch.objective.heads) for branch in self.branches)
+        return _mean(rows, self.branches) * self.config.train.batch_size
 
     def tokens_per_step(self) -> int:
-        """Positions of a batch, encoder's and decoder's, padding included."""
-        return self.config.train.batch_size * sum(self.objective.lengths[name] for name in ("L", "I") if name in self.objective.lengths)
+        """Positions of a batch, encoder's and decoder's, padding included; the mean over branches that take turns."""
+        return round(_mean(map(_positions, self.branches), self.branches) * self.config.train.batch_size)
+
+
+def _positions(branch: Part) -> int:
+    """Positions of a row of a branch."""
+    return sum(size for dim, size in branch.objective.lengths.items() if dim in ("L", "I"))
+
+
+def _mean(values: Iterable[float], branches: tuple[Part, ...]) -> float:
+    return sum(value * branch.weight for value, branch in zip(values, branches)) / sum(branch.weight for branch in branches)
+
+
+def lengths_of(branches: tuple[Part, ...]) -> dict[str, int]:
+    """The dimensions of a row, of several branches those of the longest."""
+    return mixture.longest([branch.objective.lengths for branch in branches])
+
+
+def _state_maker(config: Config, model: Model, objective: Objective, optimizer: optim.Optimizer) -> Callable[[Any], state_lib.State]:
+    carry = functools.partial(objective.init_carry, model, config.train.batch_size)
+    return functools.partial(state_lib.make, transform=optimizer.transform, train=config.train, carry=carry)
 
 
 def make_tokenizer(config: Config, workdir: Path | None) -> Any:
-    """The run's tokenizer: the workdir's if the run has started, else from `tokenizer.path`, else trained on the training split; kept in the workdir."""
+    """The run's tokenizer: the workdir's if the run has started, else from `tokenizer.path` or the directory of `init`, else trained; kept in the workdir."""
     folder = None if workdir is None else workdir / "tokenizer"
     # Without a config.json beside it the folder is of a start that was refused or cut, perhaps under another config.
     if folder is not None and folder.is_dir() and (workdir / "config.json").is_file():
         return text.load(str(folder))
-    c = config.tokenizer
-    texts = None if c.path else documents.training_texts(config.data, limit_bytes=c.train_bytes)
+    c, path = config.tokenizer, config.tokenizer.path
+    if path is None and specs.is_directory(config.init) and text.needs_files(c.kind):
+        path = str(specs.fetch(config.init))
+    texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes)
     tokenizer = text.make(
-        c.kind, path=c.path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels
+        c.kind, path=path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels,
+        extra=c.extra,
     )
     if folder is not None and jax.process_index() == 0:
         partial = folder.with_name("tokenizer.partial")
@@ -143,7 +227,7 @@ def use_compile_cache(cache: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _layout(config: Config, devices: list | None) -> parallel.Layout:
+def layout_of(config: Config, devices: list | None) -> parallel.Layout:
     """The config's layout on the devices, which can share its batches. Raises ConfigError if they cannot."""
     layout = parallel.make_layout(config.mesh, devices=devices)
     parallel.check_batch(layout, config.train.batch_size // config.train.microbatches, "train.batch_size / train.microbatches")
@@ -157,31 +241,35 @@ def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | No
     config = registry.resolve(config)
     workdir = None if workdir is None else Path(workdir)
     use_compile_cache(config.compute.cache)
-    layout = _layout(config, devices)
+    layout = layout_of(config, devices)
     tokenizer = make_tokenizer(config, workdir)
     given = config.model.vocab_size
     if given is not None and given < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size={given} is smaller than the tokenizer's {tokenizer.vocab_size} pieces; leave it None or make it larger.")
     model_config = dataclasses.replace(config.model, vocab_size=given or tokenizer.vocab_size)
-    build = OBJECTIVES[config.objective.name].build
-    objective = build(config.objective, tokenizer=tokenizer, length=config.data.length, packing=config.data.packing, model_config=model_config)
+    given = {"tokenizer": tokenizer, "length": config.data.length, "packing": config.data.packing, "model_config": model_config}
+    objective = objectives.make(config.objective, **given)
+    branches = mixture.branches(objective)
     c = config.compute
     context = Context(
         layout=layout, dtype=jnp.dtype(c.dtype), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
         remat=c.remat, loss_chunk=c.loss_chunk,
     )  # fmt: skip
-    model = models.make(model_config, context=context, heads=objective.heads)
-    shapes = jax.eval_shape(functools.partial(model.init, lengths=objective.lengths), jax.random.key(0))
+    heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
+    model = models.make(model_config, context=context, heads=heads)
+    shapes = jax.eval_shape(functools.partial(model.init, lengths=lengths_of(branches)), jax.random.key(0))
     optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes)
-    state = jax.eval_shape(functools.partial(state_lib.make, transform=optimizer.transform, train=config.train), shapes)
+    state = jax.eval_shape(_state_maker(config, model, branches[0].objective, optimizer), shapes)
     layout.parameters(shapes)  # refuses dimensions that cannot be split
 
     def place(path: str | None, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.follow(path, leaf))
 
     abstract_state = optim.map_state(place, state, params=shapes)
+    if "carry" in state:
+        abstract_state["carry"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch()), state["carry"])
     return Run(
-        config=config, workdir=workdir, layout=layout, tokenizer=tokenizer, model=model, objective=objective, optimizer=optimizer,
+        config=config, workdir=workdir, layout=layout, tokenizer=tokenizer, model=model, branches=branches, parts=mixture.parts(objective), optimizer=optimizer,
         abstract_params=abstract_state["params"], abstract_state=abstract_state,
     )  # fmt: skip
 
@@ -192,45 +280,6 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json. Give the --workdir of a run that `ptm train` has started.")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def load(spec: str, *, devices: list | None = None) -> tuple[Run, Any]:
-    """(run, parameters) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`, ready to evaluate or predict.
-
-    Raises ConfigError if there is no such checkpoint, or if it was made with another tokenizer than the workdir's.
-    """
-    run = reopen(spec, devices=devices)
-    return run, load_params(spec, run)[0]
-
-
-def reopen(spec: str, *, devices: list | None = None) -> Run:
-    """The Run whose checkpoint `ckpt:DIR[@...]` names, from the config in its workdir."""
-    workdir = checkpoint.parse_spec(spec).folder.parent
-    config = registry.resolve(read_config(workdir))
-    devices = jax.devices() if devices is None else devices
-    try:
-        _layout(config, devices)
-    except ConfigError:
-        # Made on another number of devices: one of these reads it.
-        devices, config = devices[:1], dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, sequence=1))
-    if config.compute.attention == "cudnn" and devices[0].platform != "gpu":
-        config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="auto"))
-    return setup(config, workdir=workdir, devices=devices)
-
-
-def load_params(spec: str, run: Run) -> tuple[Any, int]:
-    """(parameters, newest step) of `ckpt:DIR[@STEP|@best|@ema|@avgN]`, placed as `run` places them. Raises ConfigError if they do not fit it."""
-    checkpoints, steps, which = checkpoint.open_spec(spec)
-    with checkpoints:
-        made_with = checkpoints.meta(steps[0])["tokenizer"]
-        if made_with != run.tokenizer.fingerprint:
-            raise ConfigError(
-                f"{spec} was made with another tokenizer (fingerprint {made_with[:12]}) than this run's ({run.tokenizer.fingerprint[:12]}). "
-                f"Set --config.tokenizer.path={checkpoints.folder.parent / 'tokenizer'}."
-            )
-        if len(steps) > 1:
-            return checkpoints.average(steps, run.abstract_params, which=which), steps[0]
-        return checkpoints.restore_params(steps[0], run.abstract_params, which=which), steps[0]
 
 
 def open_checkpoints(run: Run, folder: Path, *, read_only: bool = False) -> checkpoint.Checkpoints:

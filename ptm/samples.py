@@ -79,7 +79,7 @@ def _filled_blanks(run: Run, params: Any) -> str:
     batch = _first_rows(run)
 
     def guess(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        hidden_BLD = run.model.hidden(params, batch, mask=run.objective.mask).hidden_BLD
+        hidden_BLD = run.model.hidden(params, batch, mask=run.objective.mask, head=run.objective.heads[0]).hidden_BLD
         logits_BLV = run.model.logits(params, hidden_BLD, head=run.objective.heads[0])
         return jnp.argmax(logits_BLV[..., : run.tokenizer.vocab_size], axis=-1)
 
@@ -114,6 +114,7 @@ def _filled_spans(run: Run, params: Any) -> str:
 
 def show_batch(run: Run, rows: int) -> str:
     """The first `rows` rows of the first training batch, decoded: pieces by segment, what is predicted, padding."""
+    run = run.at(0)
     with contextlib.closing(run.loader()) as loader:
         batch = next(loader)
     return "\n\n".join(_show_row(run, {name: value[row] for name, value in batch.items()}, row) for row in range(min(rows, len(batch["tokens_BL"]))))

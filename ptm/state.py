@@ -1,9 +1,10 @@
 """The state of training as one plain tree, and the pure functions that move it: one step, one evaluation batch.
 
-A state is a dict with `step` (int32), `params`, `opt_state`, `carry` (memory between batches, or absent), and, where the config asks for
-them, `ema` (averaged parameters) and `window` (what spikes are judged by). Randomness is fold_in(seed, step) and never stored.
+A state is a dict with `step` (int32), `params`, `opt_state`, `carry` (memory between batches, its leaves [rows, ...], or absent), and, where the
+config asks for them, `ema` (averaged parameters) and `window` (what spikes are judged by). Randomness is fold_in(seed, step) and never stored.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def make(params: Any, transform: optax.GradientTransformation, train: Train) -> State:
-    """The state before the first step."""
+def make(params: Any, transform: optax.GradientTransformation, train: Train, carry: Callable[[], Any]) -> State:
+    """The state before the first step; `carry()` is the objective's empty memory, or None."""
     state = {"step": jnp.int32(0), "params": params, "opt_state": transform.init(params)}
+    if (memory := carry()) is not None:
+        state["carry"] = memory
     if train.ema_decay is not None:
         state["ema"] = jax.tree.map(jnp.array, params)
     if train.skip_sigma is not None:
@@ -54,7 +57,8 @@ def gradients(
 ) -> tuple[jax.Array, Any, tuple[dict[str, jax.Array], dict[str, jax.Array], Aux], Any]:
     """(loss, gradient, (totals, weights, aux), carry) of a whole batch, computed in `microbatches` parts one after the other.
 
-    The weights of the terms are those of the whole batch, so any number of parts gives the same loss and gradient.
+    The weights of the terms are those of the whole batch, and the rows of the carry go with those of the batch, so any number of parts gives
+    the same loss, gradient and carry.
     """
     weights = objective.weights(batch)
 
@@ -74,20 +78,25 @@ def gradients(
         parts = jnp.moveaxis(x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]), 1, 0)
         return layout.constrain(parts, None, "batch", *(None,) * (parts.ndim - 2))
 
-    def body(total: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
-        loss, grads, sums, carry = total
-        number, part = item
+    def join(parts: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(parts, 0, 1).reshape(-1, *parts.shape[2:])
+        return layout.constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+    def body(total: Any, item: tuple[jax.Array, Batch, Any]) -> tuple[Any, Any]:
+        loss, grads, sums = total
+        number, part, carry = item
         part_rng = None if rng is None else jax.random.fold_in(rng, number)
         (part_value, (totals, aux, carry)), part_grads = grad(params, part, part_rng, carry)
-        return (loss + part_value, jax.tree.map(jnp.add, grads, part_grads), _merge(sums, (totals, aux)), carry), None
+        return (loss + part_value, jax.tree.map(jnp.add, grads, part_grads), _merge(sums, (totals, aux))), carry
 
-    parts = jax.tree.map(split, batch)
-    (_, (totals, aux, _)), _ = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), rng, carry)
+    parts, carries = jax.tree.map(split, batch), jax.tree.map(split, carry)
+    first = jax.tree.map(lambda x: x[0], (parts, carries))
+    (_, (totals, aux, _)), _ = jax.eval_shape(grad, params, first[0], rng, first[1])
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
     start_aux = Aux(ratios=zeros(aux.ratios), maxima=jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), aux.maxima))
-    start = (jnp.float32(0), zeros(params), (zeros(totals), start_aux), carry)
-    (loss, grads, (totals, aux), carry), _ = jax.lax.scan(body, start, (jnp.arange(microbatches), parts))
-    return loss, grads, (totals, weights, aux), carry
+    start = (jnp.float32(0), zeros(params), (zeros(totals), start_aux))
+    (loss, grads, (totals, aux)), carries = jax.lax.scan(body, start, (jnp.arange(microbatches), parts, carries))
+    return loss, grads, (totals, weights, aux), jax.tree.map(join, carries)
 
 
 def _group_norms(values: Any) -> dict[str, jax.Array]:
@@ -119,15 +128,17 @@ def _padding_share(batch: Batch) -> jax.Array:
 
 
 def train_step(
-    state: State, batch: Batch, *, model: Model, objective: Objective, transform: optax.GradientTransformation,
-    learning_rate: Callable[[jax.Array], jax.Array], train: Train, seed: int, norms: bool,
+    state: State, batch: Batch, teacher_params: Any = None, *, model: Model, objective: Objective, transform: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array], train: Train, seed: int, norms: bool, name: str = "",
 ) -> tuple[State, Metrics]:  # fmt: skip
     """One step: gradient of the batch, update, metrics. A step whose loss or gradient is not finite, or a spike, changes no parameter.
 
+    `teacher_params` are those of the model's teacher, if it has one: an argument, so that they are no constants of the compiled program.
+    Terms and what else the objective reports are named NAME/METRIC where the objective has a `name`, as in a mixture whose branches take turns.
     Metrics are scalars, among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `nonfinite`, a flag
     per parameter group in the order of `group_names`.
     """
-    params = state["params"]
+    params, model = state["params"], dataclasses.replace(model, teacher_params=teacher_params)
     rng = jax.random.fold_in(jax.random.key(seed), state["step"])
     loss, grads, (totals, weights, aux), carry = gradients(
         model, objective, params, batch, microbatches=train.microbatches, rng=rng, carry=state.get("carry")
@@ -152,13 +163,16 @@ def train_step(
         in_a_row = jnp.where(accepted, 0, state["window"]["in_a_row"] + 1)
         new["window"] = slid | {"skipped": state["window"]["skipped"] + ~accepted, "in_a_row": in_a_row}
     if "carry" in state:
-        new["carry"] = choose(carry, state["carry"])
+        # The rows of a step that is not accepted are not remembered, and the next ones do not follow those before them: they begin without memory.
+        new["carry"] = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, jnp.zeros_like(leaf)), carry)
 
     # The optimizer does not count skipped steps, and its schedule neither.
     counted = state["step"] - (state["window"]["skipped"] if "window" in state else 0)
     metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate(counted), "padding_share": _padding_share(batch)}
-    metrics |= {f"loss/{term}": safe_ratio(totals[term], weights[term]) for term in totals if len(totals) > 1}
-    metrics |= {name: safe_ratio(*pair) for name, pair in aux.ratios.items()} | aux.maxima
+    own = {"loss": loss} if name else {}
+    own |= {f"loss/{term}": safe_ratio(totals[term], weights[term]) for term in totals if len(totals) > 1}
+    own |= {ratio: safe_ratio(*pair) for ratio, pair in aux.ratios.items()} | aux.maxima
+    metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in own.items()}
     if norms:
         groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}
         metrics |= {f"{kind}/{name}": norm for kind, table in groups.items() for name, norm in table.items()}
@@ -172,7 +186,8 @@ def group_names(params: Any) -> list[str]:
     return list(dict.fromkeys(tree.group(path) for path in tree.paths(params)))
 
 
-def eval_step(params: Any, batch: Batch, *, model: Model, objective: Objective) -> tuple[dict, dict, Aux]:
+def eval_step(params: Any, batch: Batch, teacher_params: Any = None, *, model: Model, objective: Objective) -> tuple[dict, dict, Aux]:
     """(totals, weights, aux) of a batch without dropout: sums, for the caller to add up."""
+    model = dataclasses.replace(model, teacher_params=teacher_params)
     totals, aux, _ = objective.loss(model, params, batch, rng=None, carry=None, train=False)
     return totals, objective.weights(batch), aux

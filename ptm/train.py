@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ptm import checkpoint, describe, fields, parallel, registry
+from ptm import describe, fields, parallel, registry, specs, teacher
 from ptm import config as config_lib
 from ptm import log as log_lib
 from ptm import run as run_lib
@@ -36,7 +36,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     config, workdir = registry.resolve(config), Path(workdir)
     changes = _check_resume(config, workdir, allow_change)
     if config.init != "scratch" and not (workdir / "ckpt").is_dir():
-        checkpoint.parse_spec(config.init)  # a checkpoint that is not there is refused before anything is made; a run that goes on needs it no more
+        specs.require(config.init)  # what is not there is refused before anything is made; a run that goes on needs it no more
+    teacher.require(config)
     steps, primary = config.train.steps, jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
@@ -44,13 +45,16 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
         stop = stack.enter_context(_signals(progress))
         workdir.mkdir(parents=True, exist_ok=True)
-        run = run_lib.setup(config, workdir=workdir, devices=devices)
+        run = teacher.attach(run_lib.setup(config, workdir=workdir, devices=devices))
         rows, groups = parallel.local_rows(run.layout, config.train.batch_size), state_lib.group_names(run.abstract_params)
         checkpoints = stack.enter_context(run_lib.open_checkpoints(run, workdir / "ckpt"))
         loader = stack.enter_context(contextlib.closing(run.loader()))
         latest = checkpoints.newest_valid()
         if latest is None:
-            start, state = 0, run.init_state(_initial_params(run, progress))
+            params, told = teacher.start(run)
+            start, state = 0, run.init_state(params)
+            if told:
+                progress.message(told)
         else:
             state, streams, meta = checkpoints.restore(latest, run.abstract_state)
             _check_unchanged(run, meta)
@@ -61,7 +65,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         progress.message(describe.write(run, history))
         flat = config_lib.flatten(config)
         log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
-        about = {"tokenizer": run.tokenizer.fingerprint, "data": pipeline.fingerprint(config.data), "config": config_lib.to_dict(config), "history": history}
+        about = {**run.fingerprints(), "config": config_lib.to_dict(config), "history": history}
 
         def record(done: int, metrics: dict[str, Any], stats: dict[str, float]) -> None:
             """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
@@ -87,7 +91,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         for step in range(start, steps):
             batch = run.to_device(next(loader), batch_size=config.train.batch_size, rows=rows)
             profile(step, pending)
-            state, metrics = run.train_step(state, batch)
+            state, metrics = run.at(step).train_step(state, batch)
             if pending is not None:
                 record(*pending)
             done = step + 1
@@ -126,14 +130,6 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     return FINISHED
 
 
-def _initial_params(run: Run, progress: log_lib.Progress) -> Any:
-    if run.config.init == "scratch":
-        return run.init_params()
-    params, step = run_lib.load_params(run.config.init, run)
-    progress.message(f"Parameters of step {step} from {run.config.init}.")
-    return params
-
-
 def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     """What changed since the workdir's last start, key -> (old, new). Refuses to continue a workdir under a config that means another run."""
     if not (workdir / "config.json").is_file():
@@ -157,6 +153,11 @@ def _check_unchanged(run: Run, meta: dict[str, Any]) -> None:
         raise ConfigError(f"the data of {run.workdir} changed since step {meta['step']}: fingerprint {meta['data'][:12]} -> {now[:12]}. Restore the files, or use a new --workdir.")
     if meta["tokenizer"] != run.tokenizer.fingerprint:
         raise ConfigError(f"the tokenizer in {run.workdir / 'tokenizer'} is not the one of step {meta['step']}; restore it, or use a new --workdir.")
+    if run.teacher is not None and meta["teacher"] != run.teacher.fingerprint:
+        raise ConfigError(
+            f"the teacher {run.teacher.spec} changed since step {meta['step']}: fingerprint {meta['teacher'][:12]} -> {run.teacher.fingerprint[:12]}. Restore it, or "
+            "use a new --workdir; a teacher that is still trained is named by its step, as ckpt:DIR@STEP."
+        )
 
 
 def _check_metric(config: config_lib.Config, results: dict[str, float]) -> None:

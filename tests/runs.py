@@ -22,8 +22,8 @@ from ptm.checkpoint import Checkpoints
 from ptm.config import Checkpoint, Data, Log, Optimizer, Schedule, Tokenizer, Train
 from ptm.data.loader import Loader
 from ptm.evals import loss
-from ptm.models import bert, gpt, t5
-from ptm.objectives import causal, mlm, span_corruption
+from ptm.models import bert, gpt, t5, xlnet
+from ptm.objectives import causal, mlm, permutation, span_corruption
 
 SHAPE = {"num_layers": 2, "width": 16, "num_heads": 2, "vocab_size": 272, "dropout": 0.1}
 WORDS = ("the", "of", "a", "word", "under", "which", "every", "small", "model", "must", "learn", "to", "guess", "more", "text", "than", "it", "has", "seen")
@@ -37,7 +37,7 @@ def corpus(path: Path, *, documents: int = 160, seed: int = 0) -> Path:
 
 
 def tiny(kind: str, *, text: Path, **changes: Any) -> ml_collections.ConfigDict:
-    """A config of seconds. Kinds: concat and window (GPT), mlm (BERT, first-fit), spans (T5, paired first-fit).
+    """A config of seconds. Kinds: concat and window (GPT), mlm (BERT, first-fit), memory (XLNet, concat), spans (T5, paired first-fit).
 
     All have dropout, two microbatches, moving averages and a window for spikes, so that resuming has something to lose. `changes` are
     section__key=value.
@@ -49,6 +49,9 @@ def tiny(kind: str, *, text: Path, **changes: Any) -> ml_collections.ConfigDict:
     elif kind == "mlm":
         model, objective = bert.BertConfig(**SHAPE, max_length=48, attention_dropout=0.0), mlm.Config()
         data |= {"packing": "first_fit", "length": 48}
+    elif kind == "memory":
+        model, objective = xlnet.Config(**SHAPE, attention_dropout=0.0), permutation.Config(memory_length=12, partial=3)
+        data |= {"streams": None}
     else:
         model = t5.Config(**SHAPE, head_dim=8, mlp_width=32, num_buckets=8, max_distance=20)
         objective = span_corruption.Config(input_length=64)

@@ -39,7 +39,7 @@ def by_hand(q, k, v, mask, bias, scale):
     q, k, v, allowed = (np.asarray(x, np.float64) for x in (q, k, v, mask.dense()))
     out = np.zeros((*q.shape[:3], v.shape[3]))
     for b, query, head in np.ndindex(q.shape[:3]):
-        logits = k[b, :, head] @ q[b, query, head] * scale + (0 if bias is None else np.asarray(bias)[0, head, query])
+        logits = k[b, :, head] @ q[b, query, head] * scale + (0 if bias is None else np.broadcast_to(bias, (len(q), *bias.shape[1:]))[b, head, query])
         weights = np.exp(logits - logits.max()) * allowed[b, 0, query]
         out[b, query, head] = weights @ v[b, :, head] / weights.sum()
     return out
@@ -55,6 +55,7 @@ CASES = {
     "causal, packed": (self_mask("causal", {"segments_BL": PACKED}), None),
     "full, packed, bias": (self_mask("full", {"segments_BL": PACKED}), random(1, HEADS, LENGTH, LENGTH, seed=3)),
     "causal, packed, bias": (self_mask("causal", {"segments_BL": PACKED}), random(1, HEADS, LENGTH, LENGTH, seed=3)),
+    "full, packed, bias of each row": (self_mask("full", {"segments_BL": PACKED}), random(ROWS, HEADS, LENGTH, LENGTH, seed=3)),
     "cross, packed": (cross_mask({"segments_BL": PACKED, "input_segments_BI": PACKED_INPUTS}), None),
 }
 
@@ -66,7 +67,7 @@ def test_backends_agree(case):
     arrays = (*inputs(mask.key_segments_BT.shape[1]), bias)
 
     def run(backend, *arrays):
-        out, largest = attention.attend(*arrays[:3], context=context(attention=backend, attention_chunk=5), mask=mask, bias_1HLT=arrays[3], scale=0.3)
+        out, largest = attention.attend(*arrays[:3], context=context(attention=backend, attention_chunk=5), mask=mask, bias_BHLT=arrays[3], scale=0.3)
         return jnp.sum(out * random(*out.shape, seed=4)), (out, largest)
 
     differentiated = (0, 1, 2) if bias is None else (0, 1, 2, 3)
@@ -142,6 +143,7 @@ def request(**changes) -> Request:
         ("cudnn", {"head_dim": 256}, "up to 128"),
         ("cudnn", {"length": 255}, "even"),
         ("cudnn", {"decoding": True}, "cache"),
+        ("cudnn", {"row_bias": True}, "row to row"),
         ("chunked", {"decoding": True}, "cache"),
     ],
 )

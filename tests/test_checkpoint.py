@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ptm import checkpoint
-from ptm.checkpoint import CheckpointError, Checkpoints, open_spec, parse_spec
+from ptm.checkpoint import CheckpointError, Checkpoints
 from ptm.fields import ConfigError
+from ptm.specs import open_spec, parse_spec
 
 
 def make_state(seed: int = 0) -> dict:

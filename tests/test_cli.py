@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ptm import cli, config, evaluate, registry, train
+from ptm import cli, config, evaluate, recipe, registry, train
 from ptm.fields import unparse
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_print_config(words, capsys):
     """Every key once, with its value as an override takes it and its meaning; what differs from base is marked and listed."""
     assert cli.main(["train", QUICKSTART + words, "--config.optimizer.clip_norm=None", "--print_config"]) == 0
     keys, changes = capsys.readouterr().out.split("\nDifference from base (marked * above):\n")
-    cfg = config.load_recipe(QUICKSTART.removeprefix("--config=") + words)
+    cfg = recipe.load(QUICKSTART.removeprefix("--config=") + words)
     schema = config.schema(cfg, registry.REGISTRIES)
     shown = {}
     for line in keys.splitlines():

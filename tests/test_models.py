@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zoo
 
-from ptm import parallel, tree
+from ptm import parallel, state, tree
 from ptm.models import MODELS
 from ptm.nn import masks
 from ptm.nn.context import Context
@@ -48,7 +48,11 @@ def influence(run, batch, field):
 
 def expected_influence(family, batch, field):
     seen = batch["segments_BL"][0][:, None] == batch["input_segments_BI" if field == "inputs_BI" else "segments_BL"][0][None, :]
-    return np.tril(seen) if mask_of(family) == "causal" and field == "tokens_BL" else seen
+    if mask_of(family) == "permutation":
+        rank = batch["rank_BL"][0]
+        seen &= (rank[None, :] < np.maximum(rank, 1)[:, None]) | np.eye(len(rank), dtype=bool)
+    left_only = mask_of(family) == "causal" or hasattr(zoo.CONFIGS[family], "attn_type") and zoo.CONFIGS[family].attn_type == "uni"
+    return np.tril(seen) if left_only and field == "tokens_BL" else seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,8 +173,8 @@ def test_bfloat16_is_near_float32(family):
     objective, made = zoo.objective(name, family), zoo.model(family, dtype=jnp.bfloat16)
     batch = zoo.batch(name, family)
     totals = zoo.jit(lambda params: objective.loss(made, params, batch, rng=None, carry=None, train=False)[0])(zoo.params(family, heads=objective.heads))
-    assert totals["tokens"].dtype == jnp.float32
-    np.testing.assert_allclose(totals["tokens"] / objective.weights(batch)["tokens"], zoo.reference(family, name)[0], rtol=2e-2)
+    assert all(total.dtype == jnp.float32 for total in totals.values())
+    np.testing.assert_allclose(state.weighted_sum(objective, totals, objective.weights(batch)), zoo.reference(family, name)[0], rtol=2e-2)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -212,6 +216,7 @@ PUBLISHED = {
     ("t5", "base", 32128): 222_903_552, ("t5", "v1_1_small", 32128): 76_961_152, ("t5", "v1_1_base", 32128): 247_577_856,
     # One norm more than released, that before the first layer's attention: it lies in the stack and is never used.
     ("modernbert", "base", 50368): 149_655_232 + 768,
+    ("xlnet", "base", 32000): 116_750_336, ("xlnet", "large", 32000): 360_300_800,
 }  # fmt: skip
 
 
@@ -241,12 +246,16 @@ def test_dropout_acts_in_training_only(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_formula_counts_what_the_program_does(family):
-    """The forward formula equals the matrix products in the traced program, attention included."""
+    """The forward formula equals the matrix products that a row adds to the traced program, attention included."""
     made, objective = zoo.model(family), zoo.objective(zoo.HOME[family], family)
-    batch = {key: value[:1] for key, value in zoo.batch(zoo.HOME[family], family).items()}
-    traced = jax.make_jaxpr(lambda params: objective.loss(made, params, batch, rng=None, carry=None, train=False)[0])(zoo.params(family))
-    formula = made.config.forward_flops(objective.lengths, objective.target_positions)
-    np.testing.assert_allclose(formula, dot_flops(traced.jaxpr), rtol=1e-6)
+    batch = zoo.batch(zoo.HOME[family], family)
+
+    def traced(rows):
+        part = {key: value[:rows] for key, value in batch.items()}
+        return dot_flops(jax.make_jaxpr(lambda params: objective.loss(made, params, part, rng=None, carry=None, train=False)[0])(zoo.params(family)).jaxpr)
+
+    formula = made.forward_flops(objective.lengths, objective.target_positions, heads=objective.heads)
+    np.testing.assert_allclose(formula, traced(2) - traced(1), rtol=1e-6)
 
 
 def dot_flops(jaxpr) -> float:

@@ -424,7 +424,7 @@ class Table:
 
     module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000))
 
-    def hidden(self, params, batch, *, mask, train, rng):
+    def hidden(self, params, batch, *, mask, head, train, rng):
         return Output(hidden_BLD=params["table"][batch["tokens_BL"]])
 
     def logits(self, params, hidden, *, head):

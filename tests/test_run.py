@@ -15,7 +15,7 @@ import pytest
 import runs
 
 import ptm
-from ptm import cli, describe, evaluate, log, state, tree
+from ptm import cli, describe, evaluate, log, state, tree, weights
 from ptm import run as run_lib
 from ptm.checkpoint import Checkpoints
 from ptm.fields import ConfigError
@@ -193,7 +193,7 @@ def test_a_checkpoint_is_read_on_devices_that_its_mesh_does_not_fit(finished, te
     workdir = tmp_path / "run"
     runs.run(runs.tiny("concat", text=text, train__steps=2, mesh__fsdp=8, mesh__data=1), workdir, devices=8)
     for spec, devices in ((workdir, 1), (finished, 3)):
-        run, params = run_lib.load(f"ckpt:{spec}", devices=jax.devices()[:devices])
+        run, params = weights.load(f"ckpt:{spec}", devices=jax.devices()[:devices])
         assert run.layout.mesh.size == 1
         expected = [row["validation/loss"] for row in rows(spec) if "validation/loss" in row][-1]
         assert run.evaluate("validation", params)["validation/loss"] == pytest.approx(expected, rel=1e-4)

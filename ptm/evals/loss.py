@@ -38,7 +38,8 @@ def evaluate(batches: Iterable[Any], *, params: Any, eval_step: Callable[[Any, A
     result = {"loss": sum(c * terms[term] for term, c in coefficients.items())}
     if len(terms) > 1:
         result |= {f"loss/{term}": value for term, value in terms.items()}
-    result["perplexity"] = math.exp(min(terms["tokens"], 700.0)) if "tokens" in terms else math.exp(min(result["loss"], 700.0))
+    of_tokens = next((terms[term] for term in ("tokens", "mlm") if term in terms), result["loss"])
+    result["perplexity"] = math.exp(min(of_tokens, 700.0))
     result |= {name: divide(total, weight) for name, (total, weight) in ratios.items()}
     result["tokens"] = float(weights["tokens"] if "tokens" in weights else next(iter(weights.values())))
     return result

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError
-from ptm.models import bert, gpt, llama, modernbert, t5
+from ptm.models import albert, bert, electra, gpt, llama, modernbert, t5, xlnet
 from ptm.nn.context import Context
-from ptm.nn.heads import split_head
+from ptm.nn.heads import COMMON_HEADS, split_head
 from ptm.nn.stack import Output
 
 
@@ -29,15 +29,23 @@ MODELS: dict[str, Family] = {
     "roberta": Family(bert.RobertaConfig, bert.Bert, bert.ROBERTA_SIZES),
     "llama": Family(llama.Config, llama.Llama, llama.SIZES),
     "modernbert": Family(modernbert.Config, modernbert.ModernBert, modernbert.SIZES),
+    "albert": Family(albert.Config, albert.Albert, albert.SIZES),
+    "electra": Family(electra.Config, electra.Electra, electra.SIZES),
+    "xlnet": Family(xlnet.Config, xlnet.XLNet, xlnet.SIZES),
     "t5": Family(t5.Config, t5.T5, t5.SIZES),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A module as pure functions of its parameters (nested plain dicts)."""
+    """A module as pure functions of its parameters (nested plain dicts).
+
+    `teacher` is the model that this one learns from, for the losses of distillation, `teacher_params` its parameters; a traced step is given them.
+    """
 
     module: nn.Module
+    teacher: "Model | None" = None
+    teacher_params: Any = None
 
     @property
     def config(self) -> Any:
@@ -53,12 +61,16 @@ class Model:
     def _apply(self, params: Any, *args: Any, method: str | None = None, rng: jax.Array | None = None, **kwargs: Any) -> Any:
         return self.module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng}, **kwargs)
 
-    def hidden(self, params: Any, batch: dict[str, jax.Array], *, mask: str, train: bool = False, rng: jax.Array | None = None, **options: Any) -> Output:
+    def hidden(
+        self, params: Any, batch: dict[str, jax.Array], *, mask: str, head: str | None = None, train: bool = False, rng: jax.Array | None = None, **options: Any
+    ) -> Output:
         """Last hidden states of a batch under a kind of mask; `rng` drives dropout when `train`.
 
-        `options` are those of the family: `cache` of decoders, `states` for the hidden states of all layers.
+        `head` is the one that will read them, for models of several encoders. `options` are those of the family: `cache` of decoders, `part` of
+        ELECTRA, `states` for the hidden states of all layers.
         """
-        return self._apply(params, batch, mask=mask, train=train, rng=rng, **options)
+        part = {} if head is None else self.module.part_for(head)
+        return self._apply(params, batch, mask=mask, train=train, rng=rng, **part, **options)
 
     def encode(self, params: Any, batch: dict[str, jax.Array], *, states: bool = False) -> Output:
         """Hidden states of an encoder-decoder's encoder."""
@@ -72,6 +84,10 @@ class Model:
         """Output of a head for hidden states [..., D]; `rng` drives dropout when `train`."""
         return self._apply(params, hidden, head, train, method="logits", rng=rng)
 
+    def forward_flops(self, lengths: dict[str, int], positions: int, *, heads: tuple[str, ...]) -> float:
+        """FLOPs of one row's forward pass through what `heads` need, with vocabulary logits at `positions` positions."""
+        return self.module.forward_flops(lengths, positions, heads)
+
     def empty_cache(self, *, rows: int, length: int) -> Any:
         """A cache for decoding up to `length` tokens of `rows` rows."""
         return self.module.empty_cache(rows, length)
@@ -80,7 +96,7 @@ class Model:
 def make(config: Any, *, context: Context, heads: tuple[str, ...]) -> Model:
     """The model of a family's config with the heads that an objective declares. Raises ConfigError for a head that it has not."""
     for head in heads:
-        if split_head(head)[0] not in config.heads:
+        if split_head(head)[0] not in (*config.heads, *COMMON_HEADS):
             fitting = [name for name, family in MODELS.items() if split_head(head)[0] in family.config.heads]
             raise ConfigError(f"model {config.name} has no head {head}; it has {', '.join(config.heads)}. Families with it: {', '.join(fitting) or 'none'}.")
     return Model(MODELS[config.name].module(config=config, context=context, heads=heads))

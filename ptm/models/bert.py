@@ -25,7 +25,9 @@ class BertConfig:
     name: ClassVar[str] = "bert"
     kind: ClassVar[str] = "encoder"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "pooled", "pair", "classify", "tag", "qa")
+    summary: ClassVar[str] = "first"  # position whose hidden state stands for a row
     position_offset: ClassVar[int] = 0  # rows of the position table before the first position
+    head_activation: ClassVar[str | None] = None  # of the MLM head; None = that of the feed-forward
     classify_activation: ClassVar[str | None] = None  # None: classification reads the pooler
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
@@ -35,7 +37,7 @@ class BertConfig:
     mlp_width: int | None = field(None, low=1, doc="Width of the feed-forward; None = 4 x width.")
     max_length: int = field(512, low=1, unit="tokens", doc="Rows of the position table.")
     num_types: int = field(2, low=1, doc="Rows of the segment-type table.")
-    activation: str = field("gelu", choices=tuple(ACTIVATIONS), doc="Activation of the feed-forward and the MLM head.")
+    activation: str = field("gelu", choices=tuple(ACTIVATIONS), doc="Activation of the feed-forward, and of the MLM head but for RoBERTa's.")
     tie_embeddings: bool = field(True, doc="Project on the token table in the MLM head instead of a table of its own.")
     norm_eps: float = field(1e-12, low=0.0, doc="Added to variances.")
     dropout: float = field(0.1, low=0.0, high=1.0, doc="Dropout of embeddings and sublayers.")
@@ -69,6 +71,7 @@ class RobertaConfig(BertConfig):
     name: ClassVar[str] = "roberta"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "pooled", "classify", "tag", "qa")
     position_offset: ClassVar[int] = 2  # the padding piece has id 1, and position 1
+    head_activation: ClassVar[str | None] = "gelu"
     classify_activation: ClassVar[str | None] = "tanh"
 
     num_types: int = field(1, low=1, doc="Rows of the segment-type table; RoBERTa tells no segments apart, its released checkpoints hold one row.")
@@ -104,7 +107,9 @@ class Bert(Headed):
         self.embed_dropout = nn.Dropout(c.dropout)
         self.encoder = Stack(c.block(), self.context, c.num_layers)
         if "mlm" in self.heads:
-            self.mlm_head = MLMHead(self.context, c.width, c.width, c.vocab_size, c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings)
+            self.mlm_head = MLMHead(
+                self.context, c.width, c.width, c.vocab_size, c.head_activation or c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings
+            )
         self.make_heads(
             width=c.width, std=c.init_std, dropout=c.dropout, activation=c.classify_activation, pooled=c.classify_activation is None
         )  # fmt: skip

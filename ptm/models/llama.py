@@ -29,6 +29,7 @@ class Config:
     name: ClassVar[str] = "llama"
     kind: ClassVar[str] = "decoder"
     heads: ClassVar[tuple[str, ...]] = ("lm", "classify", "tag", "qa")
+    summary: ClassVar[str] = "last"  # position whose hidden state stands for a row
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
     num_layers: int = field(32, low=1, doc="Layers.")

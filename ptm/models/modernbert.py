@@ -27,6 +27,7 @@ class Config:
     name: ClassVar[str] = "modernbert"
     kind: ClassVar[str] = "encoder"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "classify", "tag", "qa")
+    summary: ClassVar[str] = "first"  # position whose hidden state stands for a row
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
     num_layers: int = field(22, low=1, doc="Layers.")

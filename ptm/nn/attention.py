@@ -35,6 +35,7 @@ class Request:
     head_dim: int
     dropout: bool
     decoding: bool
+    row_bias: bool = False  # a bias that differs from row to row
 
 
 def _refuse_chunked(request: Request) -> str | None:
@@ -56,6 +57,8 @@ def _refuse_cudnn(request: Request) -> str | None:
         return "its backward pass needs even lengths"
     if request.decoding:
         return "it does not decode from a cache"
+    if request.row_bias:
+        return "the gradient of a bias that differs from row to row has not been proved right there"
     return None
 
 
@@ -80,12 +83,12 @@ def choose(backend: str, request: Request) -> str:
     return chosen
 
 
-def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale, dropout, rng):
+def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale, dropout, rng):
     # Heads before positions: batched products of plain matrices.
     q_BHLK, k_BHTK, v_BHTK = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK * scale, k_BTHK, v_BTHK))
     logits_BHLT = jnp.einsum("bhlk,bhtk->bhlt", q_BHLK, k_BHTK, preferred_element_type=jnp.float32)
-    if bias_1HLT is not None:
-        logits_BHLT = logits_BHLT + bias_1HLT
+    if bias_BHLT is not None:
+        logits_BHLT = logits_BHLT + bias_BHLT
     logits_BHLT = jnp.where(mask_B1LT, logits_BHLT, MASKED)
     largest_BHL1 = jax.lax.stop_gradient(jnp.max(logits_BHLT, axis=-1, keepdims=True))
     weights_BHLT = jnp.exp(logits_BHLT - largest_BHL1)
@@ -96,7 +99,7 @@ def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale, dropout, rng):
     return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BTHK.dtype), jnp.max(largest_BHL1)
 
 
-def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, rng, chunk):
+def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, rng, chunk):
     length = q_BLHK.shape[1]
     count = -(-length // chunk)
     chunk = -(-length // count)  # about equal parts; padding queries belong to segment 0 and are cut off again
@@ -105,7 +108,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
         return jnp.pad(x, [(0, count * chunk - length if n == axis else 0) for n in range(x.ndim)])
 
     q_BLHK, mask = padded(q_BLHK, 1), mask.padded(count * chunk)
-    bias_1HLT = None if bias_1HLT is None else padded(bias_1HLT, 2)
+    bias_BHLT = None if bias_BHLT is None else padded(bias_BHLT, 2)
 
     @jax.checkpoint
     def block(largest, n):
@@ -114,7 +117,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
         out, top = _xla(
             part(q_BLHK, axis=1), k_BTHK, v_BTHK,
             mask_B1LT=mask.part(start, chunk).dense(),
-            bias_1HLT=None if bias_1HLT is None else part(bias_1HLT, axis=2),
+            bias_BHLT=None if bias_BHLT is None else part(bias_BHLT, axis=2),
             scale=scale, dropout=dropout, rng=None if rng is None else jax.random.fold_in(rng, n),
         )  # fmt: skip
         return jnp.maximum(largest, top), out
@@ -124,9 +127,9 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_1HLT, scale, dropout, r
     return out_BLHK[:, :length], largest
 
 
-def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_1HLT, scale):
+def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale):
     shape = (q_BLHK.shape[0], 1, q_BLHK.shape[1], k_BTHK.shape[1])
-    bias = None if bias_1HLT is None else bias_1HLT.astype(q_BLHK.dtype)
+    bias = None if bias_BHLT is None else bias_BHLT.astype(q_BLHK.dtype)
     out = jax.nn.dot_product_attention(
         q_BLHK, k_BTHK, v_BTHK, bias=bias, mask=jnp.broadcast_to(mask_B1LT, shape), scale=scale, implementation="cudnn"
     )
@@ -140,7 +143,7 @@ def attend(
     *,
     context: Context,
     mask: Mask,
-    bias_1HLT: jax.Array | None = None,
+    bias_BHLT: jax.Array | None = None,
     scale: float,
     dropout: float = 0.0,
     rng: jax.Array | None = None,
@@ -148,21 +151,22 @@ def attend(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention out_BLHK and the largest logit (None where the backend does not show it).
 
-    `dropout` drops attention weights with `rng`; `bias_1HLT` is added to the scaled logits. Raises ConfigError if the configured
-    backend cannot honour the call.
+    `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may share (B = 1), is added to the scaled logits. Raises ConfigError
+    if the configured backend cannot honour the call.
     """
     request = Request(
         platform=context.layout.mesh.devices.flat[0].platform, dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1],
         keys=k_BTHK.shape[1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
+        row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1,
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "xla", request)
     if backend != "cudnn" and k_BTHK.shape[2] != q_BLHK.shape[2]:
         k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))  # cudnn knows of groups itself
     if backend == "chunked":
-        return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_1HLT=bias_1HLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
+        return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
     if backend == "cudnn":
-        return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_1HLT=bias_1HLT, scale=scale)
-    return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_1HLT=bias_1HLT, scale=scale, dropout=dropout, rng=rng)
+        return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale)
+    return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng)
 
 
 class Attention(nn.Module):
@@ -198,7 +202,7 @@ class Attention(nn.Module):
             k_BTHK, v_BTHK = cache["key"], cache["value"]
         dropout = c.attention_dropout if train else 0.0
         out_BLHK, largest = attend(
-            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_1HLT=bias_1HLT, scale=c.scale, dropout=dropout,
+            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_1HLT, scale=c.scale, dropout=dropout,
             rng=self.make_rng("dropout") if dropout else None, decoding=cache is not None,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)

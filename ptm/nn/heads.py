@@ -13,8 +13,11 @@ from ptm.nn.linear import Linear
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
 
-# Top-level names of parameters that belong to heads: what a pretrained body may lack when another head is put on it.
-HEAD_PARAMS = ("lm_head", "mlm_head", "pooler", "pair_head", "rtd_head", "classify_head", "tag_head", "qa_head")
+# Top-level names of parameters that belong to heads, ELECTRA's generator to `mlm`: what a pretrained body may lack when another head is put on it.
+HEAD_PARAMS = (
+    "lm_head", "mlm_head", "generator", "pooler", "pair_head", "rtd_head", "restore_head", "classify_head", "tag_head", "qa_head", "hidden_projection",
+)  # fmt: skip
+COMMON_HEADS = ("hidden_projection",)  # heads of every family
 
 
 def split_head(head: str) -> tuple[str, int | None]:
@@ -111,6 +114,8 @@ class Headed(nn.Module):
             self.tag_head = Linear(self.context, (width,), (named["tag"],), std, dtype=jnp.float32)
         if "qa" in named:
             self.qa_head = Linear(self.context, (width,), (2,), std, dtype=jnp.float32)
+        if "hidden_projection" in named:
+            self.hidden_projection = Linear(self.context, (width,), (named["hidden_projection"],), std)
         self.head_dropout = nn.Dropout(dropout)
 
     def logits(self, hidden: jax.Array, head: str, train: bool = False) -> jax.Array:
@@ -132,6 +137,17 @@ class Headed(nn.Module):
 
     def qa_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.qa_head(hidden)
+
+    def hidden_projection_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
+        return self.hidden_projection(hidden)
+
+    def part_for(self, head: str) -> dict[str, str]:
+        """Options of the call that gives the hidden states which a head reads; a model of one encoder needs none."""
+        return {}
+
+    def forward_flops(self, lengths: dict[str, int], positions: int, heads: tuple[str, ...]) -> float:
+        """FLOPs of one row's forward pass with vocabulary logits at `positions` positions; a model of several encoders counts those that `heads` need."""
+        return self.config.forward_flops(lengths, positions)
 
     def touch(self, batch: dict[str, jax.Array]) -> None:
         """Runs every part once, so that `init` makes all parameters."""

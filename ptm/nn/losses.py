@@ -1,6 +1,7 @@
 """Cross entropy over the vocabulary that never holds all logits at once; sums, never means."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -16,15 +17,22 @@ class TokenSums:
     correct: jax.Array
 
 
-def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], hidden_BLD: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int) -> TokenSums:
-    """Sums over all positions of the cross entropy of `logits_of(hidden)` against `targets_BL`.
+def cross_entropy(logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int) -> TokenSums:
+    """Sums over all positions of the cross entropy of `logits_of(hidden)` against `targets_BL`; `hidden_BLD` is an array or a tree of arrays [B, L, ...].
 
     Positions are taken in chunks of at most `chunk` tokens (one of each row at least), along the length so that rows stay where they
     are; each chunk's logits are computed again in the backward pass.
     """
+    return cross_entropy_and(logits_of, hidden_BLD, targets_BL, weights_BL, chunk=chunk, read=lambda logits, hidden: None)[0]
+
+
+def cross_entropy_and(
+    logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int, read: Callable[[jax.Array, Any], Any]
+) -> tuple[TokenSums, Any]:
+    """`cross_entropy`, and what `read(logits, hidden)` makes of the same logits: a tree of arrays [B, L, ...]."""
     rows, length = targets_BL.shape
 
-    def sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> TokenSums:
+    def sums(hidden: Any, targets: jax.Array, weights: jax.Array) -> tuple[TokenSums, Any]:
         logits = logits_of(hidden).astype(jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         # A masked sum instead of a gather: its gradient is no scatter, and it needs no second buffer of logits.
@@ -32,7 +40,8 @@ def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], hidden_BLD: jax.A
         target_logit = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
         # Ties are misses: equal logits, all of them in an untrained head or some in bfloat16, are no prediction.
         correct = jnp.sum(logits >= target_logit[..., None], axis=-1) == 1
-        return TokenSums(nll=jnp.sum((log_z - target_logit) * weights), log_z_squared=jnp.sum(jnp.square(log_z) * weights), correct=jnp.sum(correct * weights))
+        nll, log_z_squared = jnp.sum((log_z - target_logit) * weights), jnp.sum(jnp.square(log_z) * weights)
+        return TokenSums(nll=nll, log_z_squared=log_z_squared, correct=jnp.sum(correct * weights)), read(logits, hidden)
 
     if rows * length <= chunk or length == 1:
         return sums(hidden_BLD, targets_BL, weights_BL)
@@ -43,9 +52,35 @@ def cross_entropy(logits_of: Callable[[jax.Array], jax.Array], hidden_BLD: jax.A
         x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))  # positions of weight 0
         return jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
 
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(rows, count * size, *x.shape[3:])[:, :length]
+
     @jax.checkpoint
-    def step(total: TokenSums, part: tuple) -> tuple[TokenSums, None]:
-        return jax.tree.map(jnp.add, total, sums(*part)), None
+    def step(total: TokenSums, part: tuple) -> tuple[TokenSums, Any]:
+        found, seen = sums(*part)
+        return jax.tree.map(jnp.add, total, found), seen
 
     zero = TokenSums(nll=jnp.float32(0), log_z_squared=jnp.float32(0), correct=jnp.float32(0))
-    return jax.lax.scan(step, zero, (split(hidden_BLD), split(targets_BL), split(weights_BL)))[0]
+    total, seen = jax.lax.scan(step, zero, jax.tree.map(split, (hidden_BLD, targets_BL, weights_BL)))
+    return total, jax.tree.map(join, seen)
+
+
+def divergence(
+    logits_of: Callable[[Any], jax.Array], teacher_logits_of: Callable[[Any], jax.Array], hidden_BLD: jax.Array, teacher_BLD: jax.Array, weights_BL: jax.Array,
+    *, temperature: float, chunk: int,
+) -> jax.Array:  # fmt: skip
+    """Sum over all positions of KL(teacher || student) in nats, both softened by a temperature, times its square (Hinton et al. 2015, section 2).
+
+    The gradient is that of the cross entropy against soft labels. Chunks are those of `cross_entropy`; pieces that only one of the two has, as padding
+    of a vocabulary, are left out.
+    """
+
+    def read(logits: jax.Array, hidden: tuple[jax.Array, jax.Array]) -> jax.Array:
+        theirs = teacher_logits_of(hidden[1]).astype(jnp.float32)
+        size = min(logits.shape[-1], theirs.shape[-1])
+        ours, theirs = (jax.nn.log_softmax(x[..., :size] / temperature) for x in (logits, theirs))
+        return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+
+    unused = jnp.zeros(weights_BL.shape, jnp.int32)  # hard labels
+    _, nats_BL = cross_entropy_and(lambda hidden: logits_of(hidden[0]), (hidden_BLD, teacher_BLD), unused, weights_BL, chunk=chunk, read=read)
+    return jnp.sum(nats_BL * weights_BL) * temperature**2

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ("full", "causal", "prefix", "permutation")
+HIDDEN = -1  # segment of keys that no query sees
 
 
 @flax.struct.dataclass
@@ -26,6 +27,7 @@ class Mask:
     key_prefix_BT: jax.Array | None = None  # 1 at positions of the prefix
     query_rank_BL: jax.Array | None = None
     key_rank_BT: jax.Array | None = None
+    query_index_BL: jax.Array | None = None  # index of each query among the keys, where they do not follow one another from `offset` on
     own: bool = flax.struct.field(pytree_node=False, default=True)
     window: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -35,7 +37,9 @@ class Mask:
         def pad(x_BL: jax.Array | None) -> jax.Array | None:
             return None if x_BL is None else jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1])])
 
-        return self.replace(query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL))
+        return self.replace(
+            query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL), query_index_BL=pad(self.query_index_BL)
+        )  # fmt: skip
 
     def part(self, start: jax.Array, size: int) -> "Mask":
         """The mask of `size` of its queries, from `start` on."""
@@ -43,23 +47,49 @@ class Mask:
         def cut(x_BL: jax.Array | None) -> jax.Array | None:
             return None if x_BL is None else jax.lax.dynamic_slice_in_dim(x_BL, start, size, axis=1)
 
-        return self.replace(query_segments_BL=cut(self.query_segments_BL), query_rank_BL=cut(self.query_rank_BL), offset=self.offset + start)
+        return self.replace(
+            query_segments_BL=cut(self.query_segments_BL), query_rank_BL=cut(self.query_rank_BL), query_index_BL=cut(self.query_index_BL),
+            offset=self.offset + start,
+        )  # fmt: skip
+
+    def behind(self, valid_BM: jax.Array) -> "Mask":
+        """The mask with M remembered positions before the keys; those that are valid are visible to the first segment, as context of rank 0."""
+
+        def grown(x_BT: jax.Array | None, before_BM: jax.Array) -> jax.Array | None:
+            return None if x_BT is None else jnp.concatenate([before_BM.astype(x_BT.dtype), x_BT], axis=1)
+
+        nothing_BM = jnp.zeros_like(valid_BM, jnp.int32)
+        return self.replace(
+            key_segments_BT=grown(self.key_segments_BT, jnp.where(valid_BM > 0, 1, HIDDEN)), key_prefix_BT=grown(self.key_prefix_BT, nothing_BM),
+            key_rank_BT=grown(self.key_rank_BT, nothing_BM), offset=self.offset + valid_BM.shape[1],
+        )  # fmt: skip
+
+    def at(self, index_BS: jax.Array) -> "Mask":
+        """The mask of queries of their own that stand at some positions (L = nowhere: with the padding) and do not see what stands there."""
+
+        def taken(x_BL: jax.Array | None) -> jax.Array | None:
+            return None if x_BL is None else jnp.take_along_axis(x_BL, index_BS, axis=1, mode="fill", fill_value=0)
+
+        return self.replace(
+            query_segments_BL=taken(self.query_segments_BL), query_rank_BL=taken(self.query_rank_BL), query_index_BL=self.offset + index_BS, own=False
+        )  # fmt: skip
 
     def dense(self) -> jax.Array:
         """The mask as booleans mask_B1LT, true where attention is allowed."""
         allowed_BLT = self.query_segments_BL[:, :, None] == self.key_segments_BT[:, None, :]
-        query_index_L1 = self.offset + jnp.arange(self.query_segments_BL.shape[1])[:, None]
+        query_index_BL = (self.offset + jnp.arange(self.query_segments_BL.shape[1]))[None] if self.query_index_BL is None else self.query_index_BL
+        query_index_BL1 = query_index_BL[:, :, None]
         key_index_T = jnp.arange(self.key_segments_BT.shape[1])
         if self.kind == "causal":
-            allowed_BLT &= key_index_T <= query_index_L1
+            allowed_BLT &= key_index_T <= query_index_BL1
         elif self.kind == "prefix":
-            allowed_BLT &= (key_index_T <= query_index_L1) | (self.key_prefix_BT[:, None, :] > 0)
+            allowed_BLT &= (key_index_T <= query_index_BL1) | (self.key_prefix_BT[:, None, :] > 0)
         elif self.kind == "permutation":
             seen_BLT = self.key_rank_BT[:, None, :] < jnp.maximum(self.query_rank_BL, 1)[:, :, None]
-            allowed_BLT &= seen_BLT | (key_index_T == query_index_L1) if self.own else seen_BLT
+            allowed_BLT &= seen_BLT | (key_index_T == query_index_BL1) if self.own else seen_BLT
         if self.window is not None:
             left, right = self.window
-            allowed_BLT &= (key_index_T >= query_index_L1 - left) & (key_index_T <= query_index_L1 + right)
+            allowed_BLT &= (key_index_T >= query_index_BL1 - left) & (key_index_T <= query_index_BL1 + right)
         return allowed_BLT[:, None]
 
 

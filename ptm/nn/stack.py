@@ -21,13 +21,15 @@ class Output:
     """What a model returns.
 
     hidden_BLD: the last hidden states; cache: after the call; attention_max: the largest attention logit (None if no backend shows it);
-    states_NBLD: where asked for, the stack's input and the hidden states after each layer, the last after the final norm.
+    states_NBLD: where asked for, the stack's input and the hidden states after each layer, the last after the final norm;
+    query_BSD: XLNet's query stream at the selected positions.
     """
 
     hidden_BLD: jax.Array
     cache: Any = None
     attention_max: jax.Array | None = None
     states_NBLD: jax.Array | None = None
+    query_BSD: jax.Array | None = None
 
 
 class Stack(nn.Module):

@@ -36,6 +36,10 @@ class Objective(Featurizer, Protocol):
         """Weight W_k of each term."""
         ...
 
+    def init_carry(self, model: Model, batch_size: int) -> Any:
+        """The memory before the first batch, leaves of [rows, ...] whose zeros mean that there is none; None for an objective without memory."""
+        ...
+
     def loss(self, model: Model, params: Any, batch: Batch, *, rng: jax.Array | None, carry: Any, train: bool) -> tuple[dict[str, jax.Array], Aux, Any]:
         """Sum of each term over the batch, what else is reported, and the carry for the next batch."""
         ...

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 
 from ptm.fields import ConfigError, lookup
-from ptm.text.base import FORMAT, META, Tokenizer, fingerprint_of, json_of
+from ptm.text.base import ADDED, FORMAT, META, Tokenizer, fingerprint_of, json_of, text_of
 from ptm.text.bpe import BpeTokenizer
 from ptm.text.library import FileTokenizer
 from ptm.text.sentencepiece import SentencePieceTokenizer
@@ -25,7 +25,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
 }
 ALGORITHMS = ("unigram", "bpe")
 
-__all__ = ["ALGORITHMS", "TOKENIZERS", "Tokenizer", "load", "make"]
+__all__ = ["ALGORITHMS", "TOKENIZERS", "Tokenizer", "load", "make", "needs_files"]
 
 
 def make(
@@ -38,13 +38,16 @@ def make(
     lowercase: bool = False,
     sentinels: int = 0,
     specials: bool = False,
+    extra: str | None = None,
 ) -> Tokenizer:
     """A tokenizer from the vocabulary at `path` (its file, its folder or what `save` wrote), or trained on `texts` if `path` is None.
 
     `vocab_size` counts pieces of a trained vocabulary, special ones and bytes included; `sentinels` come on top of it. `algorithm` is the
     model of a trained sentencepiece vocabulary. `specials` gives special pieces to chars, which has none else unless it has sentinels;
-    the other kinds always have theirs. Raises ConfigError on anything that is missing, damaged or does not apply.
+    the other kinds always have theirs. `extra` is a file of pieces that extend the vocabulary, one a line. Raises ConfigError on anything that
+    is missing, damaged or does not apply.
     """
+    pieces = None if extra is None else read_pieces(extra)
     cls = lookup(TOKENIZERS, kind, "tokenizer kind")
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"tokenizer.algorithm={algorithm!r} is not allowed; allowed: {', '.join(ALGORITHMS)}.")
@@ -52,13 +55,30 @@ def make(
         able = [name for name, other in TOKENIZERS.items() if other.can_lowercase]
         raise ConfigError(f"tokenizer.lowercase does not apply to kind '{kind}'; allowed: {', '.join(able)}.")
     if path is not None and os.path.isfile(os.path.join(path, META)):
-        return _saved(path, kind=kind, lowercase=lowercase, sentinels=sentinels)
-    if path is not None:
-        return cls(_published(path, cls=cls), lowercase=lowercase, sentinels=sentinels)
-    if texts is None and cls.files_needed:
+        made = _saved(path, kind=kind, lowercase=lowercase, sentinels=sentinels)
+    elif path is not None:
+        made = cls(_published(path, cls=cls), lowercase=lowercase, sentinels=sentinels)
+    elif texts is None and cls.files_needed:
         raise ConfigError(f"tokenizer kind '{kind}' needs path= (a folder that holds {', '.join(cls.files_needed)}) or texts= to train on.")
-    files = cls.train(texts or (), vocab_size=vocab_size, algorithm=algorithm, lowercase=lowercase, specials=specials or sentinels > 0)
-    return cls(files, lowercase=lowercase, sentinels=sentinels)
+    else:
+        files = cls.train(texts or (), vocab_size=vocab_size, algorithm=algorithm, lowercase=lowercase, specials=specials or sentinels > 0)
+        made = cls(files, lowercase=lowercase, sentinels=sentinels)
+    return made if pieces is None else made.extended(pieces)
+
+
+def read_pieces(path: str) -> list[str]:
+    """The pieces in a file, one a line as it is, spaces included; empty lines do not count. Raises ConfigError if there are none."""
+    if not os.path.isfile(path):
+        raise ConfigError(f"tokenizer.extra={path} is no file; give a text file with one new piece a line.")
+    pieces = [line for line in text_of(_read(path), what=path).replace("\r\n", "\n").split("\n") if line]
+    if not pieces:
+        raise ConfigError(f"tokenizer.extra={path} is empty; give a text file with one new piece a line.")
+    return pieces
+
+
+def needs_files(kind: str) -> bool:
+    """Whether a kind has a vocabulary that a folder may hold."""
+    return bool(lookup(TOKENIZERS, kind, "tokenizer kind").files_needed)
 
 
 def load(folder: str) -> Tokenizer:
@@ -76,6 +96,8 @@ def load(folder: str) -> Tokenizer:
         raise ConfigError(f"{where} was changed: its fingerprint is not that of its content. Restore it or build the tokenizer anew.")
     cls = lookup(TOKENIZERS, meta["kind"], "tokenizer kind")
     files = _published(folder, cls=cls) if cls.files_needed else {}
+    if ADDED in meta["hashes"]:
+        files[ADDED] = _read(os.path.join(folder, ADDED))
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != meta["hashes"][name]:
             raise ConfigError(f"{os.path.join(folder, name)} is not the file that was saved (its sha256 differs); restore it or build the tokenizer anew.")

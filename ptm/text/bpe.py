@@ -63,7 +63,7 @@ class BpeTokenizer(Tokenizer):
             "merges.txt": ("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in model["merges"])).encode(),
         }
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """Ids of a text as the reference gives them, without a space put before it."""
         return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
 

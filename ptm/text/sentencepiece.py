@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
+from tokenizers import normalizers
 
 from ptm.fields import ConfigError
 from ptm.text.base import SPECIALS, Tokenizer, refuse_large, refuse_small
@@ -34,9 +35,12 @@ class SentencePieceTokenizer(Tokenizer):
         texts = [bytes([int(names[i][3:5], 16)]) if model.is_byte(i) else names[i].replace(SPACE, " ").encode() for i in range(size)]
         controls = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
         prefix = model.encode("a", out_type=str)[0].startswith(SPACE)
-        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, controls=controls, strip_prefix=prefix)
         known = {names[i] for i in controls}
         albert, xlnet = {"[CLS]", "[SEP]", "[MASK]"} <= known, {"<cls>", "<sep>", "<eod>"} <= known
+        super().__init__(
+            files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, controls=controls, strip_prefix=prefix,
+            normalizer=normalizers.Lowercase() if lowercase or albert else None,
+        )  # fmt: skip
         self._cleans, self._lowercases = albert or xlnet, lowercase or albert
         # In the model's eyes U+2581 is a space; a lossless model spells it in bytes instead.
         lossless = model.is_byte(model.piece_to_id("<0x00>")) and not prefix and self.decode(model.encode(PROBE)) == PROBE
@@ -72,7 +76,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise ConfigError(f"sentencepiece could not train a vocabulary of {vocab_size} pieces on this text: {error}") from None
         return {"spiece.model": model.getvalue()}
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """Ids of a text; published models' own user-defined symbols are found in it, as their reference does."""
         if self._cleans:
             text = _clean(text)

@@ -30,7 +30,7 @@ class ByteTokenizer(Tokenizer):
         """No files: bytes need no training."""
         return {}
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """One id a byte."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._first
 
@@ -61,7 +61,7 @@ class CharTokenizer(Tokenizer):
             raise ConfigError("no text to take characters from.")
         return {"chars.json": json.dumps([*chars, *(SPECIALS if specials else ())]).encode()}
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         """One id a character. Raises ConfigError on a character that is not known if the vocabulary has no <unk>."""
         try:
             ids = [self._ids[char] for char in text] if self.unk_id is None else [self._ids.get(char, self.unk_id) for char in text]

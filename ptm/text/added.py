@@ -1,0 +1,46 @@
+"""Pieces that were added to a vocabulary: where they stand in a text, which is looked for before the vocabulary's own kind sees the text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import AddedToken, models, normalizers
+from tokenizers import Tokenizer as Pipeline
+
+from ptm.fields import ConfigError
+from ptm.text.boundaries import is_cjk
+
+REST = ""  # what is no added piece, in the eyes of the library
+
+
+class Added:
+    """Pieces in the order of their ids, from `first_id` on, and the bytes that each stands for.
+
+    The longest piece at the leftmost place counts. Where `words` is set, as in kinds that put a space before each word, a piece is a whole word or
+    several, with that space among its bytes, but not if it begins with a Chinese character. Text and pieces go through `normalizer` (lower-casing, say)
+    before they are compared.
+    """
+
+    def __init__(self, pieces: Sequence[str], *, first_id: int, words: bool, normalizer: normalizers.Normalizer | None) -> None:
+        for piece in pieces:
+            if not piece or piece.isspace() or words and piece != piece.strip():
+                raise ConfigError(f"the added piece {piece!r} can be no piece of this vocabulary; allowed: text{' that begins and ends with a word' if words else ''}.")
+        self.pieces = [piece if normalizer is None else normalizer.normalize_str(piece) for piece in pieces]
+        whole = [words and not is_cjk(np.array([ord(piece[0])]))[0] for piece in self.pieces]
+        self.texts = [b" " * word + piece.encode() for word, piece in zip(whole, self.pieces)]
+        self._first_id = first_id
+        # A model that knows nothing: all between two added pieces is one unknown word.
+        self._pipeline = Pipeline(models.WordLevel({REST: 0}, unk_token=REST))
+        if normalizer is not None:
+            self._pipeline.normalizer = normalizer
+        self._pipeline.add_tokens([AddedToken(piece, single_word=word, normalized=normalizer is not None) for word, piece in zip(whole, self.pieces)])
+
+    def split(self, text: str) -> list[str | int]:
+        """A text as ids of added pieces and the texts between them, none of which is empty."""
+        parts: list[str | int] = []
+        end = 0
+        found = self._pipeline.encode(text)
+        for number, (start, stop) in zip(found.ids, found.offsets):
+            if number:
+                parts += [text[end:start], self._first_id + number - 1]
+                end = stop
+        return [part for part in [*parts, text[end:]] if part != ""]
