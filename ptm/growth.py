@@ -58,12 +58,12 @@ def before(wanted: Mapping[str, jax.ShapeDtypeStruct], have: Mapping[str, Sequen
 
 def shapes(have: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes `have` with as many pieces as `wanted` has."""
-    return {path: _with_pieces(path, shape, wanted[path].shape) if path in wanted and len(shape) == len(wanted[path].shape) else shape for path, shape in have.items()}
 
+    def grown(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        dim = dimension(path) if path in wanted else None
+        return shape if dim is None else (*shape[:dim], wanted[path].shape[dim], *shape[dim + 1 :])
 
-def _with_pieces(path: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    dim = dimension(path)
-    return shape if dim is None else (*shape[:dim], wanted[dim], *shape[dim + 1 :])
+    return {path: grown(path, shape) for path, shape in have.items()}
 
 
 def grow(params: Any, growth: Growth, *, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Any:

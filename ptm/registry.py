@@ -51,7 +51,8 @@ def check(config: Config) -> None:
         if hasattr(part, "raw_length"):
             part.raw_length(config.data.length, paired=paired)  # refuses lengths that no text fits
         if _remembers(part) and part is not objective:
-            raise ConfigError(f"a part of objective {objective.name} has memory_length={part.memory_length}, but objectives in turn have no memory; set it to 0.")
+            given = f"a part of objective {objective.name} has memory_length={part.memory_length}"
+            raise ConfigError(f"{given}, but parts have no memory, since their rows do not go on from batch to batch; set it to 0.")
     lengths = objective.lengths(config.data.length)
     if model.max_length is not None and max(lengths["L"], lengths["I"] if paired else 0) > model.max_length:
         raise ConfigError(

@@ -70,8 +70,8 @@ def start(this: Run) -> tuple[Any, str]:
 
     Of M layers the student's N take every (M / N)-th, the first one included (Sanh et al. 2019, section 2, and published code).
     """
-    objective = this.config.objective
-    if this.teacher is None or not objective.init_layers or this.config.init != "scratch":
+    options = this.config.objective
+    if this.teacher is None or not options.init_layers or this.config.init != "scratch":
         return weights.start(this)
     given = tree.paths(this.teacher.params)
 
@@ -95,7 +95,8 @@ def _placed(this: Run, config: Any, head: str) -> tuple[Model, Run]:
     if config.kind != student.kind:
         raise ConfigError(f"objective.teacher={spec} is of kind {config.kind}, the student of kind {student.kind}; they must be equal.")
     if config.vocab_size < this.tokenizer.vocab_size:
-        raise ConfigError(f"objective.teacher={spec} knows {config.vocab_size} pieces, the tokenizer has {this.tokenizer.vocab_size}; they must share the tokenizer.")
+        sizes = f"knows {config.vocab_size} pieces, the tokenizer has {this.tokenizer.vocab_size}"
+        raise ConfigError(f"objective.teacher={spec} {sizes}; teacher and student must share the tokenizer.")
     longest = max(size for branch in this.branches for dim, size in branch.objective.lengths.items() if dim in ("L", "I"))
     if config.max_length is not None and longest > config.max_length:
         raise ConfigError(f"objective.teacher={spec} has {config.max_length} positions, rows have {longest}; lower --config.data.length.")

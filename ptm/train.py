@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from ptm import describe, fields, parallel, registry, specs, teacher
 from ptm import config as config_lib
+from ptm import describe, fields, parallel, registry, specs, teacher
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib

@@ -27,7 +27,9 @@ ALL = {"hidden": 0.5, "hidden_layers": "all", "hidden_distance": "mse", "project
 # The terms by hand.
 
 
-@pytest.mark.parametrize(("temperature", "nats", "slope"), [(1.0, 0.9 * np.log(1.8) + 0.1 * np.log(0.2), 0.4), (2.0, 4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5)), 0.5)])
+@pytest.mark.parametrize(
+    ("temperature", "nats", "slope"), [(1.0, 0.9 * np.log(1.8) + 0.1 * np.log(0.2), 0.4), (2.0, 4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5)), 0.5)]
+)
 def test_soft_labels_by_hand(temperature, nats, slope):
     """A student of even odds and a teacher of 9 to 1, which temperature 2 makes 3 to 1; a third piece, which only the teacher has, and padding do not count."""
     student, taught = jnp.zeros((1, 2, 2)), jnp.log(jnp.array([[[9.0, 1.0, 5.0], [1.0, 9.0, 7.0]]]))
@@ -298,7 +300,8 @@ def test_a_teacher_must_read_what_the_student_reads(text, taught_by):
     long = _student(text, spec, model={"data__length": 64, "model__max_length": 64})
     assert "has 48 positions, rows have 64" in refusal(long)
     decoder = registry.resolve(runs.tiny("concat", text=text))
-    gpt = config.base(model=decoder.model, objective=distillation.Config(parts={"causal": causal.Config()}, teacher=spec), tokenizer=decoder.tokenizer, data=decoder.data)
+    objective = distillation.Config(parts={"causal": causal.Config()}, teacher=spec)
+    gpt = config.base(model=decoder.model, objective=objective, tokenizer=decoder.tokenizer, data=decoder.data)
     assert "is of kind encoder, the student of kind decoder" in refusal(gpt)
     with pytest.raises(ConfigError, match="objective.teacher is empty"):
         registry.resolve(_student(text, ""))

@@ -39,7 +39,8 @@ def pair(tmp_path_factory):
 def rows(seed=0):
     """Rows of one document each, with types, from the objective: orders and selected positions are its own."""
     objective = zoo.objective("permutation", "xlnet", partial=3)
-    examples = [next(iter(objective.features(doc, rng=np.random.default_rng(seed), draw=None))) for doc in zoo.documents(1, length=14) + zoo.documents(2, length=9)]
+    docs, rng = zoo.documents(1, length=14) + zoo.documents(2, length=9), np.random.default_rng(seed)
+    examples = [next(iter(objective.features(doc, rng=rng, draw=None))) for doc in docs]
     batch = zoo.stack([objective.finish(zoo.row([example], objective.lengths, objective.fields)) for example in examples])
     types_BL = np.random.default_rng(seed).integers(0, 3, batch["tokens_BL"].shape).astype(np.int32)
     return {name: np.array(value) for name, value in batch.items()} | {"types_BL": types_BL}
@@ -63,7 +64,7 @@ def assert_near(actual, expected):
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_streams(pair, name):
-    """States of both streams after every layer, and the logits of the targets."""
+    """States of both streams after every layer, and the logits of the targets; of those that see anything: the reference lets others see all."""
     reference, model, params = pair(name)
     batch = rows()
     assert batch["weights_BL"].sum() > 8
@@ -77,7 +78,10 @@ def test_both_streams(pair, name):
     for row in range(len(batch["tokens_BL"])):
         out = reference(**given(batch, row), output_hidden_states=True)
         theirs = [state.detach().numpy()[0] for state in out.hidden_states]
-        real, chosen = batch["segments_BL"][row] > 0, batch["target_index_BS"][row] < batch["tokens_BL"].shape[1]
+        real, rank = batch["segments_BL"][row] > 0, batch["rank_BL"][row]
+        reach = {"bi": lambda place: real, "uni": lambda place: np.arange(len(real)) < place}[model.config.attn_type]
+        chosen = np.array([place < len(real) and np.any(reach(place) & (rank < rank[place])) for place in batch["target_index_BS"][row]])
+        assert chosen.any()
         for layer, state in enumerate(theirs[::2]):
             assert_near(states[layer, row][real], state[real])
         assert_near(query[row][chosen], theirs[-1][chosen])

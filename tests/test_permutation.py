@@ -10,13 +10,15 @@ import runs
 import zoo
 from jax.sharding import PartitionSpec
 
+from ptm import config as config_lib
 from ptm import registry, state, text, tree
 from ptm import run as run_lib
 from ptm.config import Data
 from ptm.data.batch import Document, keyed_rng
 from ptm.data.loader import Loader
 from ptm.fields import ConfigError
-from ptm.objectives import OBJECTIVES, permutation
+from ptm.models import xlnet
+from ptm.objectives import OBJECTIVES, mixture, mlm, permutation
 
 SENTENCE = "Thank you for inviting me."
 
@@ -191,6 +193,10 @@ def test_memory_needs_a_stream_for_each_row(tmp_path):
     assert registry.streams(registry.resolve(memory_config(tmp_path, data__streams=4, objective__memory_length=0))) == 4
     with pytest.raises(ConfigError, match="data.packing=window"):
         build(packing="window")
+    parts = {"order": permutation.Config(memory_length=8), "masks": mlm.Config()}
+    mixed = config_lib.base(model=xlnet.Config(), objective=mixture.Config(parts=parts), evals={}, data=Data(source=("text:x",)))
+    with pytest.raises(ConfigError, match="a part of objective mixture has memory_length=8, but parts have no memory"):
+        registry.resolve(mixed)
 
 
 # --- loss ---
@@ -304,3 +310,17 @@ def test_a_stopped_run_goes_on_with_its_memory(corpus, tmp_path):
         assert runs.run(config, tmp_path / "stopped") == 0
     assert first + then == batches
     runs.assert_same(tmp_path / "stopped", tmp_path / "whole", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("begin", "then"), [(1, 8), (8, 1)])
+def test_memory_goes_to_other_device_counts(corpus, tmp_path, begin, then):
+    """The same rows with their memory; sums are added in another order, so that values agree to a tolerance only."""
+    config = runs.tiny("memory", text=corpus, train__steps=8)
+    assert runs.run(config, tmp_path / "whole") == 0
+    with runs.at_batch(5, runs.stop):
+        assert runs.run(config, tmp_path / "moved", devices=begin) == 75
+    assert runs.run(config, tmp_path / "moved", devices=then) == 0
+    ours, theirs = (runs.leaves(tmp_path / name, 8) for name in ("moved", "whole"))
+    for path in ("carry/valid_BM", "carry/states_BNMD", "params/mask_embed"):
+        np.testing.assert_allclose(ours[path], theirs[path], atol=1e-3, err_msg=path)

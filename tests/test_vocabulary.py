@@ -9,7 +9,7 @@ import pytest
 import runs
 import zoo
 
-from ptm import config, convert, growth, parallel, run, specs, text, tree, weights
+from ptm import convert, growth, parallel, run, specs, text, tree, weights
 from ptm.fields import ConfigError
 from ptm.growth import Growth
 
@@ -106,7 +106,8 @@ def test_rows_by_hand():
     """Three pieces and two rows of padding become five pieces, of which two are new, and three rows of padding, of which one was there."""
     table = np.array([[1.0, 0], [2, 0], [6, 3], [50, 50], [70, 70]], np.float32)
     grew = Growth(3, (np.array([0, 1]), np.array([2, 2, 1])))
-    params = {"token_embed": {"embedding": table}, "lm_head": {"kernel": table.T.copy()}, "mlm_head": {"bias": table[:, 0].copy()}, "position_embed": {"embedding": table}}
+    heads = {"lm_head": {"kernel": table.T.copy()}, "mlm_head": {"bias": table[:, 0].copy()}}
+    params = {"token_embed": {"embedding": table}, "position_embed": {"embedding": table}, **heads}
     layout = zoo.layout()
 
     def wanted(size: int):
@@ -193,7 +194,8 @@ def test_tables_grow_and_old_predictions_stay(kind, corpus, extra, trained):
         np.testing.assert_array_equal(rows[:old], earlier[:old], err_msg=path)
         for piece, row in zip(NEW, rows[old:new]):
             np.testing.assert_allclose(row, earlier[before.tokenizer.encode(piece)].mean(0), atol=1e-6, err_msg=f"{path}: {piece}")
-        np.testing.assert_allclose(rows[new:], np.concatenate([earlier[new:], np.tile(earlier[:old].mean(0), (280 - max(new, 272), *[1] * (rows.ndim - 1)))]), atol=1e-6)
+        padding = np.broadcast_to(earlier[:old].mean(0), (280 - max(new, 272), *rows.shape[1:]))
+        np.testing.assert_allclose(rows[new:], np.concatenate([earlier[new:], padding]), atol=1e-6)
 
     batch = next(before.validation(16))
 
@@ -279,4 +281,3 @@ def test_every_table_of_pieces_is_known():
     found = {path for shapes in made for path in tree.paths(shapes) if growth.dimension(path) is not None}
     assert {"token_embed/embedding", "lm_head/kernel", "mlm_head/bias"} <= found
     assert all("vocab" in parallel.axes_words(path) for path in found)
-    assert "extra" in {key for key in config.to_dict(config.Tokenizer())}

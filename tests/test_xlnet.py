@@ -125,6 +125,17 @@ def test_a_target_never_sees_itself_and_later_ones_do():
         np.testing.assert_array_equal(seen, (segments == segments[place]) & (rank < rank[place]))
 
 
+def test_a_target_that_sees_nothing_learns_nothing_of_the_row():
+    """The first token where only the left is seen, and one of a document without context."""
+    batch = {name: value[:1].copy() for name, value in ROW.items()}
+    batch["rank_BL"][0] = [1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 1, 4, 3, 5, 6, 7]
+    batch["target_index_BS"][0] = [0, 10, LENGTH, LENGTH]
+    other = batch | {"tokens_BL": batch["tokens_BL"][:, ::-1].copy()}
+    for family, alone in (("xlnet_uni", [True, True]), ("xlnet", [False, True])):
+        first, second = (np.asarray(program(family)(params(family), given, cache=None).query_BSD)[0, :2] for given in (batch, other))
+        np.testing.assert_array_equal(np.all(first == second, axis=-1), alone)
+
+
 def test_fine_tuning_runs_the_content_stream_alone():
     """Under the mask `full`, selected positions or not (masked language modelling has them), and without selected positions under any mask."""
     for mask in ("full", "permutation"):
@@ -147,11 +158,14 @@ def long_batch(pieces, *, ranks=True):
     rank = np.zeros((3, length), np.int32)
     if ranks:
         rank[:, -LENGTH:] = 1 + np.stack([rng.permutation(LENGTH) for _ in range(3)])
-    tokens = rng.integers(8, 40, (3, length)).astype(np.int32)
-    return {"tokens_BL": tokens, "segments_BL": np.ones((3, length), np.int32), "rank_BL": rank, "reversed_BL": np.tile([[0], [1], [1]], (1, length)).astype(np.int32)}
+    tokens, backwards = rng.integers(8, 40, (3, length)).astype(np.int32), np.tile(np.int32([[0], [1], [1]]), (1, length))
+    return {"tokens_BL": tokens, "segments_BL": np.ones((3, length), np.int32), "rank_BL": rank, "reversed_BL": backwards}
 
 
-@pytest.mark.parametrize(("family", "mask", "pieces", "memory"), [("xlnet", "permutation", 2, LENGTH), ("xlnet_uni", "full", 2, LENGTH), ("xlnet_uni", "full", 3, 2 * LENGTH)])
+LONG = [("xlnet", "permutation", 2, LENGTH), ("xlnet_uni", "full", 2, LENGTH), ("xlnet_uni", "full", 3, 2 * LENGTH)]
+
+
+@pytest.mark.parametrize(("family", "mask", "pieces", "memory"), LONG)
 def test_segments_with_memory_equal_one_long_segment(family, mask, pieces, memory):
     """States of every layer; with a memory of two rows, of what came two rows before, too."""
     model, batch = made(family), long_batch(pieces, ranks=mask == "permutation")

@@ -129,6 +129,9 @@ class RelativeAttention(nn.Module):
                 q_BLHK + content_bias.astype(q_BLHK.dtype), k_BTHK, v_BTHK, context=self.context, mask=view.mask, bias_BHLT=bias_BHLT, scale=c.scale,
                 dropout=dropout, rng=self.make_rng("dropout") if dropout else None,
             )  # fmt: skip
+            if not view.mask.own:
+                # Where a query sees nothing, the softmax is uniform over all keys, that of its own token among them.
+                y_BLHK = jnp.where(jnp.any(view.mask.dense(), axis=-1)[:, 0, :, None, None], y_BLHK, 0)
             outputs.append(out(split(y_BLHK)))
             tops.append(top)
         return tuple(outputs), None if None in tops else jnp.max(jnp.stack(tops))

@@ -34,9 +34,9 @@ class Config(mixture.Config):
     soft: float = field(1.0, low=0.0, doc="Coefficient of soft labels, the divergence from the teacher's predictions; DistilBERT: 5.")
     hard: float = field(1.0, low=0.0, doc="Coefficient of the parts' own terms; DistilBERT: 2.")
     hidden: float = field(0.0, low=0.0, doc="Coefficient of the distance from the teacher's hidden states; DistilBERT: 1.")
-    hidden_distance: str = field("cosine", choices=("cosine", "mse"), doc="Distance of hidden states: 1 - cosine (DistilBERT) or mean squared error (TinyBERT).")
+    hidden_distance: str = field("cosine", choices=("cosine", "mse"), doc="Distance of hidden states: 1 - cosine (DistilBERT), mean squared error (TinyBERT).")
     hidden_layers: str = field(
-        "last", choices=("last", "all"), doc="Hidden states compared: the last ones, or the embeddings and those after each layer with every k-th of the teacher."
+        "last", choices=("last", "all"), doc="What is compared: the last hidden states, or embeddings and states after each layer, with those after every k-th of the teacher."
     )  # fmt: skip
     projection: int | None = field(
         None, low=1, doc="Width of the teacher's hidden states that a learned map of the student's leads to (TinyBERT); None compares them as they are."

@@ -23,7 +23,8 @@ class Added:
     def __init__(self, pieces: Sequence[str], *, first_id: int, words: bool, normalizer: normalizers.Normalizer | None) -> None:
         for piece in pieces:
             if not piece or piece.isspace() or words and piece != piece.strip():
-                raise ConfigError(f"the added piece {piece!r} can be no piece of this vocabulary; allowed: text{' that begins and ends with a word' if words else ''}.")
+                allowed = "text that begins and ends with a word" if words else "text"
+                raise ConfigError(f"the added piece {piece!r} can be no piece of this vocabulary; allowed: {allowed}.")
         self.pieces = [piece if normalizer is None else normalizer.normalize_str(piece) for piece in pieces]
         whole = [words and not is_cjk(np.array([ord(piece[0])]))[0] for piece in self.pieces]
         self.texts = [b" " * word + piece.encode() for word, piece in zip(whole, self.pieces)]

@@ -85,7 +85,10 @@ class Tokenizer(abc.ABC):
         strip_prefix: bool = False,
         normalizer: Any = None,
     ):
-        """`names` and `texts` hold each id's readable name and bytes; `controls` are more ids without text; `strip_prefix`: decoding drops the first space; `normalizer`: that of `Added`."""
+        """`names` and `texts` hold each id's readable name and bytes; `controls` are more ids without text.
+
+        `strip_prefix`: decoding drops the first space; `normalizer` is that of `Added`.
+        """
         self.lowercase = lowercase
         self._files, self._options = dict(files), {"lowercase": lowercase, "sentinels": sentinels}
         self._names, self._strip_prefix = list(names), strip_prefix

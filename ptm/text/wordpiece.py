@@ -51,7 +51,10 @@ class WordPieceTokenizer(Tokenizer):
         if not lowercase and any(name.upper() != name for name in letters) and all(name.lower() == name for name in letters):
             raise ConfigError("vocab.txt holds no upper-case piece, so cased text would become [UNK]; set tokenizer.lowercase=true.")
         texts = [word_text(name.removeprefix(PREFIX), continues=name.startswith(PREFIX)) for name in names]
-        super().__init__(files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, strip_prefix=True, normalizer=_normalizer(lowercase, chinese=False))
+        super().__init__(
+            files=files, lowercase=lowercase, sentinels=sentinels, names=names, texts=texts, strip_prefix=True,
+            normalizer=_normalizer(lowercase, chinese=False),
+        )  # fmt: skip
         self._starts = np.array([not name.startswith(PREFIX) for name in self._names])
         model = models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]", max_input_chars_per_word=100)
         self._pipeline = _pipeline(model, lowercase=lowercase)
