@@ -78,9 +78,9 @@ def test_both_streams(pair, name):
     for row in range(len(batch["tokens_BL"])):
         out = reference(**given(batch, row), output_hidden_states=True)
         theirs = [state.detach().numpy()[0] for state in out.hidden_states]
-        real, rank = batch["segments_BL"][row] > 0, batch["rank_BL"][row]
-        reach = {"bi": lambda place: real, "uni": lambda place: np.arange(len(real)) < place}[model.config.attn_type]
-        chosen = np.array([place < len(real) and np.any(reach(place) & (rank < rank[place])) for place in batch["target_index_BS"][row]])
+        real, rank, places_S1 = batch["segments_BL"][row] > 0, batch["rank_BL"][row], batch["target_index_BS"][row][:, None]
+        in_reach_SL = real & ((np.arange(len(real)) < places_S1) | (model.config.attn_type == "bi"))
+        chosen = np.any(in_reach_SL & (rank < np.append(rank, 0)[places_S1]), axis=1)
         assert chosen.any()
         for layer, state in enumerate(theirs[::2]):
             assert_near(states[layer, row][real], state[real])

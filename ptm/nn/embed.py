@@ -27,4 +27,5 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits [..., size], float32, of hidden states [..., D]."""
-        return contract(x, self.embedding.T, dims=1, context=self.context, dtype=jnp.float32)
+        table_VD = self.context.layout.constrain(self.embedding, "vocab", None)
+        return contract(x, table_VD.T, dims=1, context=self.context, dtype=jnp.float32)
