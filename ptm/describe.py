@@ -87,7 +87,9 @@ def summary(this: Run, params: Any, evals: dict[str, float], seconds: float) -> 
     lines = ["", f"Finished {config.model.name} / {config.objective.name} in {log.duration(seconds)}."]
     lines.append(f"  parameters                {tree.size(this.abstract_params):,}")
     lines.append(f"  tokens                    {config.train.steps * per_step:,} ({config.train.steps:,} steps of {per_step:,}, padding included)")
-    shown = {"loss": "{:.4f} nats a predicted token", "bits_per_byte": "{:.4f} of predicted text", "accuracy": "{:.3f}"}
+    tokens_alone = all(set(branch.objective.coefficients) == {"tokens"} for branch in this.branches)
+    nats = "{:.4f} nats a predicted token"
+    shown = {"loss": nats if tokens_alone else "{:.4f}", "loss/tokens": nats, "loss/mlm": nats, "bits_per_byte": "{:.4f} of predicted text", "accuracy": "{:.3f}"}
     for name in config.evals:
         lines += [f"  {name + ' ' + metric.replace('_', ' '):<25} {text.format(evals[f'{name}/{metric}'])}" for metric, text in shown.items() if f"{name}/{metric}" in evals]
     lines += filter(None, [sample(this, params)])

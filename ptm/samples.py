@@ -13,18 +13,20 @@ from ptm.generate.sampling import generate
 from ptm.run import Run
 
 ROWS = 3
+SHOWN = ("tokens_BL", "targets_BL", "weights_BL", "segments_BL", "positions_BL")  # fields that are shown as words; all others as numbers
 
 
 def sample(run: Run, params: Any) -> str:
     """Lines that show the model at its own objective, on text of the validation split (of the training split for a run without evals).
 
-    Empty where there is nothing to show: an encoder that was trained left to right. All processes of a run must call it.
+    Empty where there is nothing to show: an encoder that was not trained to fill blanks, classification. All processes of a run must call it.
     """
+    objective = run.objective
     if run.model.config.kind == "encoder_decoder":
         return _filled_spans(run, params)
     if run.model.config.kind == "decoder":
-        return _continuation(run, params)
-    return _filled_blanks(run, params) if run.objective.mask == "full" else ""
+        return _continuation(run, params) if "lm" in objective.heads else ""
+    return _filled_blanks(run, params) if objective.mask == "full" and objective.heads[0] == "mlm" else ""
 
 
 def _first_rows(run: Run) -> dict[str, np.ndarray]:
@@ -66,11 +68,17 @@ def _readable(text: str) -> str:
 
 
 def _continuation(run: Run, params: Any) -> str:
+    """The first text of a row goes on after what the objective gives of it; of causal language modelling, which gives nothing, after a quarter of a row."""
     batch = _first_rows(run)
-    tokens = batch["tokens_BL"][0][_first_segment(batch, 0)]
-    prompt = np.tile(tokens[: max(1, min(len(tokens), run.config.data.length // 4))], (len(batch["tokens_BL"]), 1))
-    inputs = {"tokens_BL": prompt, "segments_BL": np.ones_like(prompt), "positions_BL": np.broadcast_to(np.arange(prompt.shape[1], dtype=np.int32), prompt.shape)}
-    ids = _generate(run, params, inputs, new_tokens=run.config.data.length - prompt.shape[1], temperature=0.8)
+    part = _first_segment(batch, 0)
+    tokens, given = batch["tokens_BL"][0][part], int(np.argmax(batch["weights_BL"][0][part] > 0)) + 1
+    if given == 1 and run.objective.mask == "causal":
+        given = max(1, min(len(tokens), run.config.data.length // 4))
+    prompt = np.tile(tokens[:given], (len(batch["tokens_BL"]), 1))
+    inputs = {"tokens_BL": prompt, "segments_BL": np.ones_like(prompt), "positions_BL": np.broadcast_to(np.arange(given, dtype=np.int32), prompt.shape)}
+    if run.objective.mask == "prefix":
+        inputs["prefix_BL"] = np.ones_like(prompt)
+    ids = _generate(run, params, inputs, new_tokens=max(1, run.config.data.length - given), temperature=0.8)
     text = run.tokenizer.decode(_cut(ids[0], run.tokenizer.eos_id))
     return f"  prompt:\n{_readable(run.tokenizer.decode(prompt[0]))}\n  generated (temperature 0.8):\n{_readable(text)}"
 
@@ -113,7 +121,7 @@ def _filled_spans(run: Run, params: Any) -> str:
 
 
 def show_batch(run: Run, rows: int) -> str:
-    """The first `rows` rows of the first training batch, decoded: pieces by segment, what is predicted, padding."""
+    """The first `rows` rows of the first training batch, decoded: pieces by segment, what is predicted, padding, and all that else the model is told."""
     run = run.at(0)
     with contextlib.closing(run.loader()) as loader:
         batch = next(loader)
@@ -121,7 +129,8 @@ def show_batch(run: Run, rows: int) -> str:
 
 
 def _show_row(run: Run, row: dict[str, np.ndarray], number: int) -> str:
-    lines = [f"row {number}"]
+    lines = [f"row {number}", *(f"  {name.removesuffix('_B')} {value:g}" for name, value in row.items() if name.endswith("_B"))]
+    others = [name for name in row if name.endswith("_BL") and name not in SHOWN]
     for name, segments in (("inputs_BI", "input_segments_BI"), ("tokens_BL", "segments_BL")):
         if name not in row:
             continue
@@ -132,7 +141,10 @@ def _show_row(run: Run, row: dict[str, np.ndarray], number: int) -> str:
             pieces = _pieces(run, row[name][here])
             lines.append(f"    segment {segment}, positions {row[segments.replace('segments', 'positions')][here].min()}..{row[segments.replace('segments', 'positions')][here].max()}")
             lines.append(f"      tokens   {' '.join(pieces)}")
-            if name == "tokens_BL":
+            if name == "inputs_BI":
+                continue
+            lines += [f"      {other.removesuffix('_BL'):<8} {' '.join(map(str, row[other][here]))}" for other in others]
+            if "targets_BL" in row:
                 targets, weights = _pieces(run, row["targets_BL"][here]), row["weights_BL"][here]
                 lines.append(f"      targets  {' '.join(piece if weight else '.' for piece, weight in zip(targets, weights))}")
                 lines.append(f"      predicted positions {int((weights > 0).sum())} of {len(weights)}, attention {run.objective.mask}")

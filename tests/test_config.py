@@ -300,7 +300,8 @@ def test_recipe_needs_its_data(monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "parts"),
     [
-        ("brt", ["'brt'", "gpt, bert, t5", "tiny", "Did you mean 'bert'?"]),
+        ("brt", ["'brt'", "gpt, gpt1, llama, bert", "causal, prefix", "tiny", "Did you mean 'bert'?"]),
+        ("albert,causal", ["albert has no recipe for causal", "sop, mlm, nsp"]),
         ("bert,t5", ["two recipes, 'bert' and 't5'"]),
         ("tiny,tiny", ["two scales, 'tiny' and 'tiny'"]),
     ],

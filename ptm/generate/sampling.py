@@ -23,23 +23,25 @@ def generate(
 ) -> jax.Array:
     """`new_tokens` more tokens [B, new_tokens] for every row of a prompt batch.
 
-    A decoder's batch holds tokens_BL, segments_BL (0 for padding on the left) and positions_BL; an encoder-decoder's holds the
-    encoder's fields too, and its prompt is the start token. Rows go on after an end token: the caller cuts them.
+    A decoder's batch holds tokens_BL, segments_BL (0 for padding on the left) and positions_BL, and prefix_BL if it was trained under the prefix mask;
+    an encoder-decoder's holds the encoder's fields too, and its prompt is the start token. Rows go on after an end token: the caller cuts them.
     """
     rows, length = batch["tokens_BL"].shape
     encoder_decoder = model.config.kind == "encoder_decoder"
     encoded = model.encode(params, batch) if encoder_decoder else None
+    mask = "prefix" if "prefix_BL" in batch else "causal"
 
     def forward(part: dict[str, jax.Array], cache: Any) -> tuple[jax.Array, Any]:
-        out = model.decode(params, part, encoded, cache=cache) if encoder_decoder else model.hidden(params, part, mask="causal", cache=cache)
+        out = model.decode(params, part, encoded, cache=cache) if encoder_decoder else model.hidden(params, part, mask=mask, cache=cache)
         return model.logits(params, out.hidden_BLD[:, -1], head="lm"), out.cache
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         logits_BV, cache, position_B = carry
         token_B = _pick(logits_BV, vocab_size=vocab_size, temperature=temperature, rng=key)
         ones = jnp.ones((rows, 1), jnp.int32)
+        own = {"prefix_BL": jnp.zeros_like(ones)} if mask == "prefix" else {}
         shared = {name: batch[name] for name in ("input_segments_BI",) if name in batch}
-        part = {"tokens_BL": token_B[:, None], "segments_BL": ones, "positions_BL": position_B[:, None], **shared}
+        part = {"tokens_BL": token_B[:, None], "segments_BL": ones, "positions_BL": position_B[:, None], **own, **shared}
         logits_BV, cache = forward(part, cache)
         return (logits_BV, cache, position_B + 1), token_B
 

@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ptm.fields import ConfigError, field
+from ptm.fields import field
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.masks import self_mask
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
-from ptm.nn.shape import BlockConfig, block_flops
+from ptm.nn.shape import BlockConfig, block_flops, check_heads
 from ptm.nn.stack import Output, Stack
 
 
@@ -45,9 +45,7 @@ class BertConfig:
     init_std: float = field(0.02, low=0.0, doc="Standard deviation of initial kernels and tables.")
 
     def check(self, where: str) -> None:
-        if self.width % self.num_heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}.")
+        check_heads(where, width=self.width, num_heads=self.num_heads)
 
     def block(self) -> BlockConfig:
         std, head_dim = self.init_std, self.width // self.num_heads

@@ -29,7 +29,6 @@ class Config(BertConfig):
 
     name: ClassVar[str] = "electra"
     heads: ClassVar[tuple[str, ...]] = ("mlm", "rtd", "restore", "classify", "tag", "qa")
-    summary: ClassVar[str] = "first"  # position whose hidden state stands for a row
 
     embed_width: int | None = field(None, low=1, doc="Width of the embeddings; where an encoder has another, a dense map leads to it. None = width.")
     generator_fraction: float = field(

@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ptm.fields import ConfigError, field
+from ptm.fields import field
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
 from ptm.nn.masks import cached_mask, empty_seen, self_mask
 from ptm.nn.mlp import ACTIVATIONS
-from ptm.nn.shape import BIASED, BlockConfig, block_flops
+from ptm.nn.shape import BIASED, BlockConfig, block_flops, check_heads
 from ptm.nn.stack import Output, Stack, empty_cache
 
 
@@ -46,9 +46,7 @@ class Config:
     residual_std: float | None = field(None, low=0.0, doc="That of kernels that write to the residual stream; None = init_std / sqrt(2 x layers).")
 
     def check(self, where: str) -> None:
-        if self.width % self.num_heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}.")
+        check_heads(where, width=self.width, num_heads=self.num_heads)
 
     def block(self) -> BlockConfig:
         residual_std = self.init_std / (2 * self.num_layers) ** 0.5 if self.residual_std is None else self.residual_std
@@ -69,7 +67,7 @@ class Config:
 
 # Radford et al. 2018, section 4.1; Radford et al. 2019, table 2 (the smallest as released: 124 million parameters).
 SIZES: dict[str, dict[str, Any]] = {
-    "gpt1": {"num_layers": 12, "width": 768, "num_heads": 12, "max_length": 512, "prenorm": False},
+    "gpt1": {"num_layers": 12, "width": 768, "num_heads": 12, "max_length": 512, "prenorm": False, "residual_std": 0.02},
     "small": {"num_layers": 12, "width": 768, "num_heads": 12},
     "medium": {"num_layers": 24, "width": 1024, "num_heads": 16},
     "large": {"num_layers": 36, "width": 1280, "num_heads": 20},

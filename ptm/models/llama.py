@@ -73,6 +73,8 @@ class Config:
             raise ConfigError(f"{where}.num_kv_heads={self.num_kv_heads} does not divide {where}.num_heads={self.num_heads}; allowed: {fits}.")
         if self.rotary_dim() % 2:
             raise ConfigError(f"{where}: {self.rotary_dim()} turning dimensions of a head; their number must be even. Change head_dim or rotary_share.")
+        if self.rotary_original_length is not None and self.rotary_low >= self.rotary_high:
+            raise ConfigError(f"{where}.rotary_low={self.rotary_low} must be below {where}.rotary_high={self.rotary_high}: between them stretching fades out.")
         for key, value, unset in (("global_every", self.global_every, None), ("window_from", self.window_from, 0)):
             if value != unset and self.window is None:
                 raise ConfigError(f"{where}.{key}={value} without {where}.window; set the window of the other layers.")

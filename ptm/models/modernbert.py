@@ -128,6 +128,7 @@ class ModernBert(Headed):
             self.tag_head = TaskHead(c, self.context, named["tag"])
         if "qa" in named:
             self.qa_head = TaskHead(c, self.context, 2)
+        self.make_common_heads(width=c.width, std=c.init_std)
 
     def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, train: bool = False) -> Output:
         """Hidden states of a batch."""

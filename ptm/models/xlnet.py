@@ -14,7 +14,7 @@ from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.linear import contract
 from ptm.nn.masks import Mask, self_mask
 from ptm.nn.mlp import ACTIVATIONS
-from ptm.nn.shape import BlockConfig, block_flops
+from ptm.nn.shape import BlockConfig, block_flops, check_heads
 from ptm.nn.stack import Output
 from ptm.nn.two_stream import TwoStreamStack, View, empty_memory, two_stream_flops
 
@@ -47,9 +47,7 @@ class Config:
     def check(self, where: str) -> None:
         if self.width % 2:
             raise ConfigError(f"{where}.width={self.width} is odd; encodings of distances are half sines and half cosines. Allowed: even widths.")
-        if self.width % self.num_heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}.")
+        check_heads(where, width=self.width, num_heads=self.num_heads)
 
     def block(self) -> BlockConfig:
         std, head_dim = self.init_std, self.width // self.num_heads

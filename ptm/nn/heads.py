@@ -91,7 +91,7 @@ class ClassifyHead(nn.Module):
 class Headed(nn.Module):
     """Base of the models: heads that are the same everywhere, and how they are called.
 
-    A model's setup calls `make_heads`; a head of its own is a method `NAME_logits(hidden, train)`.
+    A model's setup calls `make_heads` or `make_common_heads`; a head of its own is a method `NAME_logits(hidden, train)`.
     """
 
     heads: tuple[str, ...]
@@ -114,9 +114,14 @@ class Headed(nn.Module):
             self.tag_head = Linear(self.context, (width,), (named["tag"],), std, dtype=jnp.float32)
         if "qa" in named:
             self.qa_head = Linear(self.context, (width,), (2,), std, dtype=jnp.float32)
-        if "hidden_projection" in named:
-            self.hidden_projection = Linear(self.context, (width,), (named["hidden_projection"],), std)
         self.head_dropout = nn.Dropout(dropout)
+        self.make_common_heads(width=width, std=std)
+
+    def make_common_heads(self, *, width: int, std: float) -> None:
+        """Makes those of COMMON_HEADS that are asked for: all that a family needs whose other heads are its own."""
+        sizes = dict(map(split_head, self.heads))
+        if "hidden_projection" in sizes:
+            self.hidden_projection = Linear(self.context, (width,), (sizes["hidden_projection"],), std)
 
     def logits(self, hidden: jax.Array, head: str, train: bool = False) -> jax.Array:
         """Output of a head for hidden states [..., D]: logits [..., V] of lm and mlm, [..., D] of pooled, [..., N] of the others."""

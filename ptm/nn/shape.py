@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ptm.fields import ConfigError
 from ptm.nn.position import RotaryConfig
 
 BIASED = ("qkv", "out", "mlp", "norm")
@@ -45,6 +46,13 @@ class LayerKind:
     window: tuple[int, int] | None = None  # (left, right): see Mask
     rotary: RotaryConfig | None = None  # instead of the block's
     attention_norm: bool = True  # False: the layer's input is normalised already
+
+
+def check_heads(where: str, *, width: int, num_heads: int) -> None:
+    """Raises ConfigError if the heads of the config at `where` do not share its width equally."""
+    if width % num_heads:
+        fits = [n for n in range(1, width + 1) if width % n == 0]
+        raise ConfigError(f"{where}.num_heads={num_heads} does not divide {where}.width={width}; head counts that fit: {fits}.")
 
 
 def block_flops(config: BlockConfig, *, length: int, keys: int, memory: int = 0) -> float:

@@ -48,7 +48,8 @@ def shortened(texts: list[np.ndarray], room: int) -> list[np.ndarray]:
 class Classify(TokenObjective):
     """Cross entropy of the head `classify` on the one position that stands for a row: the first or the last, as the family has it.
 
-    An encoder reads cls text sep (pair sep), one that ends with its summary text sep (pair sep) cls, a decoder bos text (sep pair) eos.
+    An encoder reads cls text sep (pair sep), one that ends with its summary text sep (pair sep) cls, a decoder bos text (sep pair) eos. Segment types
+    are 0, 1 for the pair, and 2 for a cls at the end (Yang et al. 2019, published code), as far as the model has so many.
     """
 
     kinds = ("encoder", "decoder")
@@ -80,6 +81,7 @@ class Classify(TokenObjective):
             needed = "bos or eos" if decoder else "cls and sep"
             raise ConfigError(f"objective classify needs a tokenizer with {needed} for a {model_config.kind}; this one has none. Choose another with --config.tokenizer.*.")
         self._frame = (first, between, last)
+        self._num_types = model_config.num_types if hasattr(model_config, "num_types") else 1
         self._numbers = {name: number for number, name in enumerate(config.labels)}
 
     def features(self, doc: Document, *, rng: np.random.Generator, draw: Draw) -> Iterator[Example]:
@@ -98,7 +100,10 @@ class Classify(TokenObjective):
         tokens_L = np.concatenate(pieces).astype(np.int32)
         example = {"tokens_BL": tokens_L, "label_B": np.int32(self._numbers[label])}
         if "types_BL" in self.fields:
-            example["types_BL"] = np.repeat(np.arange(len(pieces), dtype=np.int32), list(map(len, pieces)))
+            types_L = np.repeat(np.arange(len(pieces), dtype=np.int32), list(map(len, pieces)))
+            if turned:
+                types_L[-1] = 2
+            example["types_BL"] = np.minimum(types_L, self._num_types - 1)
         else:
             example["targets_BL"] = np.append(tokens_L[1:], 0).astype(np.int32)
             example["weights_BL"] = np.append(np.ones(len(tokens_L) - 1), 0).astype(np.float32)

@@ -149,6 +149,9 @@ class Mixture:
             group[0] if len(group) == 1 else Part("_".join(part.name for part in group), Blend(group), sum(part.weight for part in group))
             for group in groups.values()
         )
+        names = [branch.name for branch in self.branches]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"the parts of objective.parts that share batches are called {twice} together, and so is another part; name that one otherwise.")
 
 
 def branches(objective: Any) -> tuple[Part, ...]:
