@@ -77,6 +77,7 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     ids = {f"{role}_token_id": getattr(this.tokenizer, f"{role}_id") for role in ("pad", "bos", "eos")}
     if this.model.config.kind == "encoder_decoder":
         ids["decoder_start_token_id"] = this.tokenizer.pad_id
+    told = reminders(this)
     with files.fresh(target) as folder:
         for name, exported in written.items():
             files.write(folder / name, {**ids, "dtype": dtype, **exported.config}, exported.tensors, dtype=dtype)
@@ -87,9 +88,24 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     for name, exported in written.items():
         print(f"Written to {target / name} as {exported.architecture.name}, heads: {', '.join(exported.heads) or 'none'}.")
         print(f"from_pretrained('{target / name}') of the reference library reads it.")
-    for note in dict.fromkeys([note for exported in written.values() for note in exported.notes] + notes[0]):
+    for note in dict.fromkeys([*(note for exported in written.values() for note in exported.notes), *notes[0], *told]):
         print(note)
     return same
+
+
+def reminders(this: Run) -> list[str]:
+    """Where the reference computes something else than the run did, though its parameters are the same."""
+    config, notes = this.model.config, []
+    usual = (check.MASKS[config.kind], "permutation")  # what XLNet is fine-tuned with is full, as in the reference
+    for mask in sorted({branch.objective.mask for branch in this.branches} - set(usual)):
+        notes.append(f"The run's objective attends under the mask {mask}, the reference's {config.name} under {usual[0]}: give it a mask of your own, or expect other numbers.")
+    padding = config.position_offset - 1 if hasattr(config, "position_offset") else -1
+    if padding >= 0 and this.tokenizer.pad_id != padding:
+        notes.append(
+            f"The reference's {config.name} takes id {padding} for padding when it counts positions, but here that is {this.tokenizer.pieces([padding])[0]!r}: "
+            f"give it position_ids {padding + 1}, {padding + 2}, ... with each batch."
+        )
+    return notes
 
 
 def _same(folder: Path) -> bool:

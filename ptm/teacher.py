@@ -38,8 +38,8 @@ def require(config: config_lib.Config) -> None:
 def attach(this: Run) -> Run:
     """The run with its teacher, if its objective has one, else itself.
 
-    Raises ConfigError if the teacher is not there, or if it cannot read what the student reads: same kind, tokenizer (of a directory, as
-    many pieces at least), length and head.
+    Raises ConfigError if the teacher is not there, or if it cannot read what the student reads: same kind, tokenizer (of a directory, the
+    same pieces and as many at least), length and head.
     """
     if not isinstance(this.config.objective, distillation.Config):
         return this
@@ -54,7 +54,9 @@ def attach(this: Run) -> Run:
         params, fresh = weights.of_directory(imported, as_run)
         if fresh:
             raise ConfigError(f"objective.teacher={spec} has no head '{head}', which the student learns from; it has: {', '.join(imported.heads) or 'none'}.")
-        fingerprint = _hash_of([folder / files.CONFIG, *sorted({tensor.file for tensor in files.read(folder).tensors.values()})])
+        weights.check_pieces(spec, folder, this.tokenizer)
+        tensors = {tensor.file for part in hf.folders(folder) for tensor in files.read(part).tensors.values()}
+        fingerprint = _hash_of([*(part / files.CONFIG for part in hf.folders(folder)), *sorted(tensors)])
     else:
         workdir = specs.parse_spec(spec).folder.parent
         config = registry.resolve(run_lib.read_config(workdir)).model

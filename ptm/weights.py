@@ -1,13 +1,15 @@
 """Parameters from where a spec says that they are, placed as a run places them, and the run of a spec itself."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ptm import growth, hf, registry, run, specs, tree
+from ptm import growth, hf, registry, run, specs, text, tree
 from ptm.fields import ConfigError, unparse
+from ptm.hf import vocabulary
 from ptm.hf.tables import Key
 from ptm.nn.heads import HEAD_PARAMS
 from ptm.run import Run
@@ -133,7 +135,9 @@ def _from_checkpoint(spec: str, this: Run, *, strict: bool) -> tuple[Any, int, l
 
 def _directory(spec: str, this: Run) -> hf.Imported:
     """The directory's model that a run begins with, its tables grown where the run's tokenizer extends the directory's."""
-    imported, grew = hf.read(specs.fetch(spec)), growth.between(this.tokenizer, None)
+    folder = specs.fetch(spec)
+    imported, grew = hf.read(folder), growth.between(this.tokenizer, None)
+    check_pieces(spec, folder, this.tokenizer)
     if grew is None or imported.config.vocab_size < grew.size:
         _same_function(spec, imported, this)
         return imported
@@ -143,6 +147,24 @@ def _directory(spec: str, this: Run) -> hf.Imported:
     wanted = tree.paths(this.abstract_params)
     params = tree.unflatten({path: leaf for path, leaf in tree.paths(imported.params).items() if path in wanted})
     return imported._replace(params=growth.grow(params, grew, wanted=wanted))
+
+
+def check_pieces(spec: str, folder: Path, tokenizer: text.Tokenizer) -> None:
+    """Raises ConfigError if the ids of a directory's tokenizer stand for other text than those of a run's. One without a tokenizer that we read fits all."""
+    try:
+        theirs = text.make(**vocabulary.find(folder))
+    except ConfigError:
+        return
+    count = min(theirs.vocab_size, tokenizer.vocab_size - tokenizer.num_added)
+    sample = np.unique(np.linspace(0, count - 1, 1000).astype(int))
+    differing = [i for i in sample if theirs.decode([i]) != tokenizer.decode([i])]
+    # The same vocabulary from files of another form may show some pieces otherwise; of two vocabularies next to none agree.
+    if len(differing) > len(sample) // 4:
+        shown = ", ".join(f"{i} is {theirs.decode([i])!r}, not {tokenizer.decode([i])!r}" for i in differing[-3:])
+        raise ConfigError(
+            f"{spec} has another tokenizer than this run: {len(differing)} of {len(sample)} ids that were compared differ ({shown}). Its own: "
+            f"--config.tokenizer.kind={vocabulary.find(folder)['kind']} --config.tokenizer.path={folder}"
+        )
 
 
 def of_directory(imported: hf.Imported, this: Run) -> tuple[Any, list[str]]:

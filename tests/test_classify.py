@@ -19,8 +19,8 @@ from ptm.objectives import OBJECTIVES, classify
 CHARS = text.make("chars", texts=["good bad film a so"], specials=True)
 
 
-def build(kind="encoder", summary="first", length=16, **options):
-    about = types.SimpleNamespace(kind=kind, summary=summary, name="x")
+def build(kind="encoder", summary="first", length=16, num_types=2, **options):
+    about = types.SimpleNamespace(kind=kind, summary=summary, name="x", num_types=num_types)
     return OBJECTIVES["classify"].build(
         classify.Config(**{"labels": ("bad", "good"), **options}), tokenizer=CHARS, length=length, packing="default", model_config=about
     )  # fmt: skip
@@ -45,6 +45,13 @@ def test_golden_encoder():
 def test_golden_encoder_that_ends_with_its_summary():
     made = example(build(summary="last"), "so good", label="bad")
     assert shown(made) == "so good<sep><cls>" and made["label_B"] == 0
+    made = example(build(summary="last", num_types=3), "so good", pair="a film", label="bad")
+    assert shown(made) == "so good<sep>a film<sep><cls>" and made["types_BL"].tolist() == [0] * 8 + [1] * 7 + [2]
+
+
+def test_types_stay_within_the_model():
+    """A model of one segment type, such as RoBERTa, tells the texts of a pair apart by what stands between them alone."""
+    assert example(build(num_types=1), "so good", pair="a film", label="good")["types_BL"].tolist() == [0] * 16
 
 
 def test_golden_decoder():

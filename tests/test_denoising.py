@@ -93,7 +93,7 @@ def test_prefix_golden(kind):
     """One row has the text's ends, two rows an end each; the last token of the prefix predicts the first word of the rest."""
     objective = build(prefix.Config(share=0.5), kind=kind)
     (example,) = make(objective)
-    assert objective.heads == ("mlm",) if kind == "encoder" else ("lm",)
+    assert objective.heads == (("mlm",) if kind == "encoder" else ("lm",))
     if kind == "encoder_decoder":
         assert shown(objective, example) == ("Thank you for inviting me to </s>", "your party last week . </s>")
     else:

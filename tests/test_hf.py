@@ -1,5 +1,6 @@
 """Conversion from and to the reference library without it: numbers that it gave, both directions, and what is refused."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -14,10 +15,12 @@ import zoo
 from safetensors.numpy import load_file, save_file
 
 import ptm
-from ptm import cli, hf, specs, text, tree, weights
+from ptm import cli, config, convert, hf, specs, text, tree, weights
 from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.hf import check, files, tables, transfer, vocabulary
+from ptm.models import bert, gpt
+from ptm.objectives import causal, mlm
 from ptm.text import export
 from ptm.text.library import FileTokenizer
 
@@ -197,6 +200,13 @@ def test_one_error_lists_everything(tmp_path):
     assert "torchscript" not in str(error.value) and "a_new_key" not in str(error.value)
 
 
+def _pooled(folder: Path, pooling: str) -> Path:
+    """ModernBERT with a head for classification of two labels."""
+    tensors = {"classifier.weight": np.ones((2, 24), np.float32), "classifier.bias": np.zeros(2, np.float32)}
+    config = {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": pooling}
+    return changed("modernbert", folder, config=config, tensors=tensors, without=("decoder.bias",))
+
+
 REFUSED = {
     "unknown family": (lambda folder: changed("gpt2", folder, config={"model_type": "gptt2"}), "Did you mean 'gpt2'"),
     "no family": (lambda folder: changed("gpt2", folder, config={"model_type": None}), "unknown model_type .*None"),
@@ -205,6 +215,25 @@ REFUSED = {
     "T5 that should be tied": (
         lambda folder: changed("t5_1.1", folder, config={"scale_decoder_outputs": True}), "lm_head.weight differs from shared.weight",
     ),
+    "two names of a key": (lambda folder: changed("gpt2", folder, config={"num_attention_heads": 4}), "n_head=3 and num_attention_heads=4 mean the same"),
+    "layers that differ": (lambda folder: changed("gpt2", folder, config={"per_layer_config": {"0": {}}}), "per_layer_config="),
+    "two names of a tensor": (
+        lambda folder: changed("bert", folder, tensors={"bert.embeddings.LayerNorm.gamma": np.ones(24, np.float32)}), "LayerNorm.gamma.*LayerNorm.weight|under two names",
+    ),
+    "an activation that contradicts": (lambda folder: changed("t5_1.1", folder, config={"dense_act_fn": "relu"}), "dense_act_fn='relu' contradict"),
+    "a gate that contradicts": (lambda folder: changed("t5", folder, config={"is_gated_act": True}), "is_gated_act=True contradict"),
+    "stretched by nothing": (lambda folder: changed("llama", folder, config={"rope_parameters": {"rope_type": "linear"}}), "rope_type linear lacks factor"),
+    "a stretch that is newer": (lambda folder: changed("llama", folder, config={"rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope_type='yarn'"),
+    "a part of a head turns": (lambda folder: changed("llama", folder, config={"partial_rotary_factor": 0.5}), "partial_rotary_factor=0.5"),
+    "positions by kind of layer": (
+        lambda folder: changed("llama", folder, config={"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}), "full_attention of rope_parameters",
+    ),
+    "positions for all kinds of layers": (lambda folder: changed("modernbert", folder, config={"rope_parameters": {"rope_theta": 5.0}}), "rope_parameters has rope_theta"),
+    "too few kinds of layers": (
+        lambda folder: changed("qwen3", folder, config={"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention"]}), "names 1 layers",
+    ),
+    "a word for a table": (lambda folder: changed("llama", folder, config={"rope_parameters": "default"}), "has another form"),
+    "a mean for the first": (lambda folder: _pooled(folder, "mean"), "classifier_pooling='mean' is not supported"),
     "an activation in a list": (lambda folder: changed("gpt2", folder, config={"activation_function": ["relu"]}), "activation_function="),
 }  # fmt: skip
 
@@ -214,6 +243,29 @@ def test_refused_configs(name, tmp_path):
     make, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message):
         hf.read(make(tmp_path / "x"))
+
+
+def test_other_spellings(tmp_path):
+    """Names that the reference takes too, and a scaling that counts before the parameters; what is averaged matters to classification alone."""
+    spelled = changed("gpt2", tmp_path / "gpt2", config={"num_attention_heads": 3})
+    content = json.loads((spelled / files.CONFIG).read_text())
+    content.pop("n_head")
+    (spelled / files.CONFIG).write_text(json.dumps(content))
+    assert hf.read(spelled).config == hf.read(GOLDEN / "gpt2").config
+    older = changed("llama", tmp_path / "llama", config={"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 7.0})
+    assert (hf.read(older).config.rotary_factor, hf.read(older).config.rotary_theta) == (3.0, 7.0)
+    assert hf.read(_pooled(tmp_path / "first", "cls")).heads == ("classify:2",)
+    assert hf.read(changed("modernbert", tmp_path / "mean", config={"classifier_pooling": "mean"})).heads == ("mlm",)
+
+
+def test_dropout_is_written_everywhere():
+    """The reference would take its own default for what is left out."""
+    for golden, keys in {"gpt2": ("resid_pdrop", "embd_pdrop"), "modernbert": ("mlp_dropout", "embedding_dropout", "classifier_dropout")}.items():
+        imported = hf.read(GOLDEN / golden)
+        config = dataclasses.replace(imported.config, dropout=0.25)
+        written = transfer.write_config(imported.family, config, imported.heads)
+        assert [written[key] for key in keys] == [0.25] * len(keys)
+        assert transfer.read_config(imported.family, written)[0].dropout == 0.25
 
 
 def test_refused_files(tmp_path):
@@ -255,6 +307,9 @@ def test_refused_files(tmp_path):
     files.write_json(index / files.INDEX, {"weight_map": dict.fromkeys(tensors, "a.safetensors")})
     assert hf.read(index).heads == ("lm",)
     (folder("config") / files.CONFIG).write_text("[]")
+    (folder("deep") / files.CONFIG).write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="is not JSON"):
+        hf.read(tmp_path / "deep")
     with pytest.raises(ConfigError, match="JSON object"):
         hf.read(tmp_path / "config")
     with pytest.raises(ConfigError, match="no folder .*gpt3"):
@@ -311,6 +366,31 @@ def test_convert_both_ways(converted, capsys):
         source = f"hf:{converted}/bert" if target == "run" else f"ckpt:{converted}/run"
         assert cli.main(["convert", f"--from={source}", f"--to={kind}:{converted}/{target}"]) == cli.USAGE
         assert "not empty" in capsys.readouterr().err
+
+
+def test_what_lies_beside_a_target_stays(converted, tmp_path, capsys):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "file").touch()
+    assert cli.main(["convert", f"--from=ckpt:{converted}/run", f"--to=hf:{tmp_path}/out"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial", "file"}
+    assert cli.main(["convert", f"--from=ckpt:{converted}/run", f"--to=hf:{tmp_path}/file/out"]) == cli.USAGE
+    assert "cannot be made (Not a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "told"),
+    [
+        (bert.RobertaConfig, mlm.Config(), ["id 1 for padding when it counts positions, but here that is '</s>'"]),
+        (bert.BertConfig, causal.Config(), ["attends under the mask causal, the reference's bert under full"]),
+        (bert.BertConfig, mlm.Config(), []),
+        (gpt.Config, causal.Config(), []),
+    ],
+)
+def test_what_the_reference_does_otherwise_is_told(model, objective, told, tmp_path):
+    cfg = config.base(model=model(num_layers=1, width=8, num_heads=2, max_length=16), objective=objective, tokenizer=config.Tokenizer(kind="bytes"))
+    cfg.data.length = 16
+    notes = convert.reminders(run_lib.setup(cfg, devices=jax.devices()[:1]))
+    assert len(notes) == len(told) and all(part in note for part, note in zip(told, notes))
 
 
 def test_evaluate_a_converted_model(converted, capsys):
@@ -431,6 +511,21 @@ def test_init_of_another_function(converted, tmp_path, changes, message):
     run = run_lib.setup(start(tmp_path, f"hf:{converted}/bert", **changes), devices=jax.devices()[:1])
     with pytest.raises(ConfigError, match=message):
         weights.start(run)
+
+
+def test_init_with_another_tokenizer(converted, tmp_path):
+    """Ids that stand for other text are refused; a directory without a tokenizer cannot be compared."""
+    shutil.copytree(converted / "bert", tmp_path / "bert")
+    text.make("bytes").save(str(tmp_path / "bert"))
+    same(weights.start(run_lib.setup(start(tmp_path, f"hf:{tmp_path}/bert"), devices=jax.devices()[:1]))[0]["encoder"], hf.read(tmp_path / "bert").params["encoder"])
+    words = text.make("wordpiece", texts=LINES, vocab_size=110, lowercase=True)
+    words.save(str(tmp_path / "words"))
+    run = run_lib.setup(start(tmp_path, f"hf:{tmp_path}/bert", tokenizer__kind="wordpiece", tokenizer__path=tmp_path / "words"), devices=jax.devices()[:1])
+    with pytest.raises(ConfigError, match=f"(?s)has another tokenizer than this run.*--config.tokenizer.kind=bytes --config.tokenizer.path={tmp_path}/bert"):
+        weights.start(run)
+    assert weights.check_pieces("hf:x", converted / "bert", words) is None
+    words.save(str(tmp_path / "grown"))
+    assert weights.check_pieces("hf:x", tmp_path / "grown", words.extended(["quick brown"])) is None
 
 
 def test_init_of_another_family(converted, tmp_path):

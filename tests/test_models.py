@@ -1,5 +1,6 @@
 """Invariants of every family: no leak, padding and packing isolation, equal numbers however they are computed."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 import zoo
 
 from ptm import parallel, state, tree
+from ptm.fields import ConfigError
 from ptm.models import MODELS
 from ptm.nn import masks
 from ptm.nn.context import Context
+from ptm.nn.heads import COMMON_HEADS
 
 FAMILIES = list(zoo.CONFIGS)
 DECODERS = [family for family in FAMILIES if zoo.CONFIGS[family].kind != "encoder"]
@@ -214,9 +217,10 @@ def test_cached_decoding_equals_the_full_pass(family):
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_parameter_has_a_place(name):
     """At every published size and with every head, each parameter matches exactly one row of AXES and the words fit its dimensions."""
-    heads = tuple(f"{head}:3" if head in ("classify", "tag") else head for head in MODELS[name].config.heads)
+    heads = tuple(f"{head}:3" if head in ("classify", "tag", *COMMON_HEADS) else head for head in (*MODELS[name].config.heads, *COMMON_HEADS))
     for size, changes in MODELS[name].sizes.items():
         shapes = zoo.shapes(name, heads=heads, vocab_size=512, **changes)
+        assert set(COMMON_HEADS) <= shapes.keys()
         for preset in parallel.RULES:
             on = parallel.Layout(zoo.layout().mesh, preset)
             assert tree.paths(on.parameters(shapes)).keys() == tree.paths(shapes).keys(), (size, preset)
@@ -232,6 +236,14 @@ PUBLISHED = {
     ("modernbert", "base", 50368): 149_655_232 + 768,
     ("xlnet", "base", 32000): 116_750_336, ("xlnet", "large", 32000): 360_300_800,
 }  # fmt: skip
+
+
+def test_frequencies_that_fade_out_nowhere_are_refused():
+    """Bounds of Llama 3.1's stretching that are equal would divide 0 by 0."""
+    made = zoo.CONFIGS["palm"]
+    with pytest.raises(ConfigError, match="model.rotary_low=4.0 must be below model.rotary_high=4.0"):
+        dataclasses.replace(made, rotary_low=4.0, rotary_high=4.0).check("model")
+    dataclasses.replace(made, rotary_low=4.0, rotary_high=4.0, rotary_original_length=None).check("model")
 
 
 @pytest.mark.parametrize(("name", "size", "vocab"), list(PUBLISHED))

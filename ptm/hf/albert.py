@@ -62,7 +62,8 @@ ALBERT = Family(
         Key("classify_dropout", "classifier_dropout_prob", 0.1, free=True),
         Key("init_std", "initializer_range", 0.02, free=True),
         Implied("share", "all"),
-        Fixed("tie_word_embeddings", True, {"tie_embeddings": True}),  # untied, theirs keeps a second bias that nothing reads
+        Implied("tie_embeddings", True),
+        Fixed("tie_word_embeddings", True),  # untied, theirs keeps a second bias that nothing reads
         Fixed("position_embedding_type", "absolute"),
     ),
     rules=rules,

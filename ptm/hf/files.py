@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); is it the right file?") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
@@ -131,13 +131,18 @@ def _indexed(folder: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def fresh(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well. Raises ConfigError if something is there already."""
+    """A temporary folder beside `folder` that takes its name when the block ends well.
+
+    Raises ConfigError if something is there already, or if no folder can be made there.
+    """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"'{folder}' is there already and not empty; give another folder, or remove it first.")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"'{folder}' cannot be made ({error.strerror}); give another folder.") from None
     try:
         yield partial
         os.replace(partial, folder)  # an empty folder may be replaced

@@ -9,6 +9,7 @@ from ptm.hf.tables import (
     Family,
     Fixed,
     Implied,
+    Joint,
     Key,
     Rule,
     causal_mask,
@@ -69,9 +70,11 @@ SHARED = (
     Key("tie_embeddings", "tie_word_embeddings", True),
     Implied("use_bias", True),
     Key("dropout", "resid_pdrop", 0.1, free=True),
+    Joint(lambda theirs: {}, lambda config: {"embd_pdrop": config.dropout}, free=True),  # ours has one rate for both; on reading that of the sublayers holds
     Key("attention_dropout", "attn_pdrop", 0.1, free=True),
     Key("init_std", "initializer_range", 0.02, free=True),
 )
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 MASK = causal_mask(BODY + r"h\.\d+\.attn\.bias")
 
 GPT2 = Family(
@@ -88,6 +91,7 @@ GPT2 = Family(
         Fixed("add_cross_attention", False),
         *SHARED,
     ),
+    aliases=ALIASES,
     rules=gpt2_rules,
     architectures=(
         Architecture("GPT2LMHeadModel", ("lm",), "transformer.", {"lm": "logits"}),
@@ -119,6 +123,7 @@ GPT = Family(
         Implied("mlp_width", None),
         *SHARED,
     ),
+    aliases=ALIASES,
     rules=gpt_rules,
     architectures=(
         Architecture("OpenAIGPTLMHeadModel", ("lm",), "transformer.", {"lm": "logits"}),

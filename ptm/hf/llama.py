@@ -39,20 +39,28 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     return found
 
 
+# Kinds of rotary positions that are read, with the keys that each must have.
+NEEDED = {"default": (), "linear": ("factor",), "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")}
+
+
 def _read_rotary(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """New configs say everything in rope_parameters; older ones in rope_theta and rope_scaling."""
-    given = {**(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
+    """New configs say everything in rope_parameters; older ones in rope_theta and rope_scaling, which counts where both are there."""
+    given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
     theta = given.get("rope_theta", theirs.get("rope_theta", 10000.0))
     kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in NEEDED:
+        raise ConfigError(f"rope_type={kind!r} is not supported; supported: {', '.join(NEEDED)}")
+    if missing := [key for key in NEEDED[kind] if key not in given]:
+        raise ConfigError(f"rope_parameters of rope_type {kind} lacks {', '.join(missing)}")
+    share = given.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))
+    unknown = set(given) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *NEEDED["llama3"]}
+    if share != 1.0 or unknown:
+        what = ", ".join(sorted(unknown)) or f"partial_rotary_factor={share!r}"
+        raise ConfigError(f"{what} of rope_parameters is not supported; supported: rope_theta, {', '.join(NEEDED['llama3'])}")
     if kind == "default":
         return {"rotary_theta": float(theta)}
     if kind == "linear":
         return {"rotary_theta": float(theta), "rotary_factor": float(given["factor"])}
-    if kind != "llama3":
-        raise ConfigError(f"rope_type={kind!r} is not supported; supported: default, linear, llama3")
-    needed = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-    if missing := [key for key in needed if key not in given]:
-        raise ConfigError(f"rope_parameters of rope_type llama3 lacks {', '.join(missing)}")
     return {
         "rotary_theta": float(theta), "rotary_factor": float(given["factor"]), "rotary_original_length": int(given["original_max_position_embeddings"]),
         "rotary_low": float(given["low_freq_factor"]), "rotary_high": float(given["high_freq_factor"]),
@@ -82,6 +90,8 @@ def _read_windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
     window, layers = theirs.get("sliding_window", 4096), theirs.get("num_hidden_layers", 32)
     default = ["sliding_attention" if n >= theirs.get("max_window_layers", 28) else "full_attention" for n in range(layers)]
     local = [kind == "sliding_attention" for kind in theirs.get("layer_types") or default]
+    if len(local) != layers:
+        raise ConfigError(f"layer_types names {len(local)} layers, num_hidden_layers={layers}")
     if not any(local):
         return {"window": None}
     first = local.index(True)

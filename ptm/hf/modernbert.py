@@ -5,6 +5,7 @@ from typing import Any
 
 from ptm.fields import ConfigError
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Joint, Key, Rule, copy_of, dense, flat, fused, linear, norm
+from ptm.hf.transfer import Source, found_heads
 
 LAYER, THEIRS = "encoder/layers", BODY + "layers.{n}"
 
@@ -45,13 +46,15 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
 
 def _read_positions(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """New configs say it in rope_parameters and layer_types, older ones in global_rope_theta, local_rope_theta, global_attn_every_n_layers."""
-    thetas = {}
+    thetas, told = {}, theirs.get("rope_parameters") or {}
+    if unknown := sorted(set(told) - {"full_attention", "sliding_attention"}):
+        raise ConfigError(f"rope_parameters has {', '.join(unknown)}; supported: full_attention and sliding_attention, each with its rope_theta")
     for ours, kind, older, default in (
         ("global_theta", "full_attention", "global_rope_theta", 160000.0), ("local_theta", "sliding_attention", "local_rope_theta", 10000.0)
     ):  # fmt: skip
-        given = (theirs.get("rope_parameters") or {}).get(kind) or {}
-        if given.get("rope_type", "default") != "default" or theirs.get("rope_scaling"):
-            raise ConfigError("rope_parameters of another rope_type than default are not supported")
+        given = told.get(kind) or {}
+        if given.get("rope_type", given.get("type", "default")) != "default" or given.get("partial_rotary_factor", 1.0) != 1.0 or theirs.get("rope_scaling"):
+            raise ConfigError("rope_parameters of another rope_type than default, or for a part of a head, are not supported")
         thetas[ours] = float(given.get("rope_theta", theirs.get(older, default)))
     layers, types = theirs.get("num_hidden_layers", 22), theirs.get("layer_types")
     if types is None:
@@ -74,6 +77,14 @@ def _write_positions(config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _adjust(source: Source, keys: dict[str, Any]) -> None:
+    """Our classification reads the first position; where the hidden states are averaged, the same head says something else."""
+    theirs = source.directory.config
+    pooling = theirs.get("classifier_pooling", "cls")
+    if pooling != "cls" and any(head.startswith("classify") for head in found_heads(MODERNBERT, source)):
+        raise ConfigError(f"classifier_pooling={pooling!r} is not supported where there is a head for classification; supported: 'cls'")
+
+
 MODERNBERT = Family(
     model_type="modernbert",
     name="modernbert",
@@ -94,10 +105,12 @@ MODERNBERT = Family(
         Key("head_bias", "classifier_bias", False),
         Key("decoder_bias", "decoder_bias", True),
         Key("norm_eps", "norm_eps", 1e-5),
+        Key("dropout", "mlp_dropout", 0.0, free=True),
+        Joint(lambda theirs: {}, lambda config: dict.fromkeys(("embedding_dropout", "classifier_dropout"), config.dropout), free=True),
         Key("attention_dropout", "attention_dropout", 0.0, free=True),
         Key("init_std", "initializer_range", 0.02, free=True),
         Joint(_read_positions, _write_positions),
-        # Which hidden state stands for a row is the caller's choice, not a part of the model; ours gives the first.
+        # Which hidden state stands for a row matters to classification alone, which reads the first (see _adjust).
         Joint(lambda theirs: {}, lambda config: {"classifier_pooling": "cls"}),
     ),
     rules=rules,
@@ -111,4 +124,5 @@ MODERNBERT = Family(
     # A directory for masked language modelling is told by its class alone: its head's dense layer is that of the others, its decoder may be tied.
     signs={"classify": "classifier.weight", "tag": "classifier.weight", "qa": "classifier.weight"},
     ignored=(copy_of(r"decoder\.weight", BODY + "embeddings.tok_embeddings.weight"),),
+    adjust=_adjust,
 )

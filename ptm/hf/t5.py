@@ -59,7 +59,13 @@ def _read_projection(theirs: Mapping[str, Any], *, default: str) -> dict[str, An
     activations = ACTIVATIONS | known
     if gate not in ("", "gated") or name not in activations:
         raise ConfigError(f"feed_forward_proj={value!r} is not supported; supported: ACTIVATION or gated-ACTIVATION with one of {', '.join(ACTIVATIONS)}")
-    return {"gated": gate == "gated", "activation": activations[name]}
+    read = {"gated": gate == "gated", "activation": activations[name]}
+    # What the reference works out of it is in its files too, and there it counts.
+    written = {"is_gated_act": read["gated"], "dense_act_fn": read["activation"]}
+    given = {key: ACTIVATIONS.get(theirs[key]) if key == "dense_act_fn" else theirs[key] for key in written if key in theirs}
+    if wrong := [f"{key}={theirs[key]!r}" for key, meant in given.items() if meant != written[key]]:
+        raise ConfigError(f"feed_forward_proj={value!r} and {', '.join(wrong)} contradict each other")
+    return read
 
 
 def _write_projection(config: Any) -> dict[str, Any]:
@@ -108,6 +114,7 @@ T5 = Family(
         Key("init_factor", "initializer_factor", 1.0, free=True),
         Fixed("is_encoder_decoder", True, written=True),
     ),
+    aliases={"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv"},
     rules=rules,
     architectures=(
         Architecture("T5ForConditionalGeneration", ("lm",), "", {"lm": "logits"}),

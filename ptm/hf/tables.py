@@ -249,7 +249,7 @@ class Joint:
 
 
 # What no family supports.
-ALWAYS = (Fixed("quantization_config", None), Fixed("pruned_heads", {}))
+ALWAYS = (Fixed("quantization_config", None), Fixed("pruned_heads", {}), Fixed("per_layer_config", None))
 
 
 # --- families -------------------------------------------------------------------------------------------------------------------------
@@ -271,13 +271,14 @@ class Family:
 
     The first of `architectures` is the class that it is pretrained in. `signs` maps a head (without :N) to the tensor that shows it; the
     first dimension of that tensor is N. `implies` maps a head to another whose parameters it needs. `adjust(source, keys)` may change the
-    keys of our config by what tensors are there (a transfer.Source). `writes(config)` says whether a config of ours can be of this model_type. `renames` are
+    keys of our config by what tensors are there (a transfer.Source). `aliases` are other names that the reference takes for keys of theirs. `writes(config)` says whether a config of ours can be of this model_type. `renames` are
     patterns of names in old files, and what they are called today. `tokenizers` maps kinds of tokenizers to the model's own classes.
     """
 
     model_type: str
     name: str
     keys: tuple[Key | Fixed | Implied | Joint, ...]
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rules: Callable[[Any, tuple[str, ...]], list[Rule]]
     architectures: tuple[Architecture, ...]
     signs: Mapping[str, str] = dataclasses.field(default_factory=dict)

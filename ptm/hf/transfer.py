@@ -24,7 +24,10 @@ class Source:
 
     def __init__(self, family: Family, directory: files.Directory) -> None:
         self.directory = directory
-        self.stored = {self._renamed(family, name): name for name in directory.tensors}
+        self.stored: dict[str, str] = {}
+        for name in directory.tensors:
+            if (first := self.stored.setdefault(self._renamed(family, name), name)) != name:
+                raise ConfigError(f"'{directory.folder}' holds one tensor under two names, {first} and {name}, of which only one can be read; remove the other.")
         prefixes = sorted({architecture.prefix for architecture in family.architectures} - {""}, key=len, reverse=True)
         self.prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in self.stored)), "")
 
@@ -85,11 +88,18 @@ def read_config(family: Family, theirs: Mapping[str, Any], source: Source | None
     """Our config of their config.json, or None, and the problems."""
     keys: dict[str, Any] = {}
     problems = []
+    for alias, name in family.aliases.items():
+        if alias in theirs:
+            if name in theirs and theirs[name] != theirs[alias]:
+                problems.append(f"config     {name}={theirs[name]!r} and {alias}={theirs[alias]!r} mean the same key; they must be equal")
+            theirs = {**theirs, name: theirs[alias]}
     for entry in (*ALWAYS, *family.keys):
         try:
             keys |= entry.read_from(theirs)
         except ConfigError as error:
             problems.append(f"config     {error}")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of a value that is no number, no list, no table
+            problems.append(f"config     a value has another form than the reference gives it ({type(error).__name__}: {error})")
     if problems:
         return None, problems
     try:

@@ -76,6 +76,7 @@ XLNET = Family(
         Fixed("summary_use_proj", True),
         Fixed("summary_activation", "tanh"),
     ),
+    aliases={"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     rules=rules,
     architectures=(
         Architecture("XLNetLMHeadModel", ("lm",), "transformer.", {"lm": "logits"}),

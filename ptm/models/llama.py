@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
-from ptm.nn.context import Context
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear

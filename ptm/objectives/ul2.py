@@ -17,7 +17,10 @@ MODES = {"r": "[NLU]", "s": "[S2S]", "x": "[NLG]"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OneRowConfig):
-    """Options of UL2; the defaults are those of its table 1. Item n of `mean_spans`, `rates` and `weights` is span corruption number n."""
+    """Options of UL2: spans and rates of its table 1, and weights that give each mode about a third.
+
+    Item n of `mean_spans`, `rates` and `weights` is span corruption number n.
+    """
 
     name: ClassVar[str] = "ul2"
 
