@@ -77,7 +77,6 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     ids = {f"{role}_token_id": getattr(this.tokenizer, f"{role}_id") for role in ("pad", "bos", "eos")}
     if this.model.config.kind == "encoder_decoder":
         ids["decoder_start_token_id"] = this.tokenizer.pad_id
-    told = reminders(this)
     with files.fresh(target) as folder:
         for name, exported in written.items():
             files.write(folder / name, {**ids, "dtype": dtype, **exported.config}, exported.tensors, dtype=dtype)
@@ -88,7 +87,7 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     for name, exported in written.items():
         print(f"Written to {target / name} as {exported.architecture.name}, heads: {', '.join(exported.heads) or 'none'}.")
         print(f"from_pretrained('{target / name}') of the reference library reads it.")
-    for note in dict.fromkeys([*(note for exported in written.values() for note in exported.notes), *notes[0], *told]):
+    for note in dict.fromkeys([*(note for exported in written.values() for note in exported.notes), *notes[0], *reminders(this)]):
         print(note)
     return same
 
@@ -96,9 +95,9 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
 def reminders(this: Run) -> list[str]:
     """Where the reference computes something else than the run did, though its parameters are the same."""
     config, notes = this.model.config, []
-    usual = (check.MASKS[config.kind], "permutation")  # what XLNet is fine-tuned with is full, as in the reference
+    usual = (check.MASKS[config.kind], "permutation")  # XLNet's orders are of pretraining alone: who uses the model sees all of a row
     for mask in sorted({branch.objective.mask for branch in this.branches} - set(usual)):
-        notes.append(f"The run's objective attends under the mask {mask}, the reference's {config.name} under {usual[0]}: give it a mask of your own, or expect other numbers.")
+        notes.append(f"The run attends under the mask {mask}, the reference's {config.name} under {usual[0]}: give it such a mask, or expect other numbers.")
     padding = config.position_offset - 1 if hasattr(config, "position_offset") else -1
     if padding >= 0 and this.tokenizer.pad_id != padding:
         notes.append(

@@ -55,8 +55,7 @@ def attach(this: Run) -> Run:
         if fresh:
             raise ConfigError(f"objective.teacher={spec} has no head '{head}', which the student learns from; it has: {', '.join(imported.heads) or 'none'}.")
         weights.check_pieces(spec, folder, this.tokenizer)
-        tensors = {tensor.file for part in hf.folders(folder) for tensor in files.read(part).tensors.values()}
-        fingerprint = _hash_of([*(part / files.CONFIG for part in hf.folders(folder)), *sorted(tensors)])
+        fingerprint = _hash_of([folder / files.CONFIG, *sorted({tensor.file for tensor in files.read(folder).tensors.values()})])
     else:
         workdir = specs.parse_spec(spec).folder.parent
         config = registry.resolve(run_lib.read_config(workdir)).model

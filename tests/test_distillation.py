@@ -13,9 +13,12 @@ import pytest
 import runs
 import zoo
 
-from ptm import config, convert, evaluate, parallel, registry, state, teacher, tree, weights
+from ptm import config, convert, evaluate, hf, parallel, registry, state, teacher, tree, weights
 from ptm import run as run_lib
+from ptm import text as text_lib
 from ptm.fields import ConfigError
+from ptm.hf import files, transfer
+from ptm.models import electra
 from ptm.nn.losses import divergence
 from ptm.nn.stack import Output
 from ptm.objectives import causal, distillation, mlm
@@ -269,6 +272,21 @@ def test_a_directory_teaches_as_the_checkpoint_that_it_was_made_from(text, taugh
         values.append(run.evaluate("validation", run.init_params()))
     assert values[0].keys() == values[1].keys()
     np.testing.assert_allclose(list(values[0].values()), list(values[1].values()), rtol=1e-5)
+
+
+def test_a_directory_of_another_tokenizer_teaches_nothing(text, tmp_path):
+    """ELECTRA's generator teaches as long as its ids stand for the student's text."""
+    spec, made = f"hf:{tmp_path / 'generator'}", registry.resolve(runs.tiny("mlm", text=text))
+    shape = electra.Config(**{**runs.SHAPE, "dropout": 0.0}, max_length=48, generator_fraction=0.5, attention_dropout=0.0)
+    params = jax.jit(functools.partial(transfer.model(shape, ("mlm",)).init, lengths={"L": 48}))(jax.random.key(3))
+    exported = hf.write(shape, ("mlm",), jax.device_get(params))[""]
+    files.write(tmp_path / "generator", exported.config, exported.tensors)
+    objective = distillation.Config(parts={"mlm": mlm.Config()}, teacher=spec)
+    run = run_lib.setup(config.base(model=shape, objective=objective, tokenizer=made.tokenizer, data=made.data), devices=jax.devices()[:1])
+    assert tree.diff(teacher.attach(run).teacher.params, params) == ""
+    text_lib.make("wordpiece", texts=[" ".join(runs.WORDS)], vocab_size=60, lowercase=True).save(str(tmp_path / "generator"))
+    with pytest.raises(ConfigError, match="has another tokenizer than this run"):
+        teacher.attach(run)
 
 
 def test_a_teacher_that_is_gone_or_changed_is_missed(text, whole, taught_by, tmp_path):

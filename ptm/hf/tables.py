@@ -271,8 +271,9 @@ class Family:
 
     The first of `architectures` is the class that it is pretrained in. `signs` maps a head (without :N) to the tensor that shows it; the
     first dimension of that tensor is N. `implies` maps a head to another whose parameters it needs. `adjust(source, keys)` may change the
-    keys of our config by what tensors are there (a transfer.Source). `aliases` are other names that the reference takes for keys of theirs. `writes(config)` says whether a config of ours can be of this model_type. `renames` are
-    patterns of names in old files, and what they are called today. `tokenizers` maps kinds of tokenizers to the model's own classes.
+    keys of our config by what tensors are there (a transfer.Source). `aliases` are other names that the reference takes for keys of theirs.
+    `writes(config)` says whether a config of ours can be of this model_type. `renames` are patterns of names in old files, and what they are
+    called today. `tokenizers` maps kinds of tokenizers to the model's own classes.
     """
 
     model_type: str

@@ -27,7 +27,7 @@ class Source:
         self.stored: dict[str, str] = {}
         for name in directory.tensors:
             if (first := self.stored.setdefault(self._renamed(family, name), name)) != name:
-                raise ConfigError(f"'{directory.folder}' holds one tensor under two names, {first} and {name}, of which only one can be read; remove the other.")
+                raise ConfigError(f"'{directory.folder}' holds a tensor under two names, {first} and {name}; only one can be read, remove the other.")
         prefixes = sorted({architecture.prefix for architecture in family.architectures} - {""}, key=len, reverse=True)
         self.prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in self.stored)), "")
 
