@@ -79,6 +79,8 @@ def test_refused_records(columns, parts):
 def test_refused_options():
     with pytest.raises(ConfigError, match="lm_coefficient"):
         build(lm_coefficient=0.5)
+    with pytest.raises(ConfigError, match="5 or more"):
+        build(length=4)
     with pytest.raises(ConfigError, match="two or more"):
         classify.Config(labels=("one",)).check("objective")
 

@@ -15,6 +15,7 @@ from ptm.objectives.protocol import Aux, Batch
 from ptm.objectives.tokens import TokenObjective
 
 NO_LABEL = -1  # of rows of padding
+SHORTEST = 5  # two texts of a token each and three special tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Classify(TokenObjective):
     def __init__(self, config: Config, *, tokenizer: Any, length: int, packing: str, model_config: Any) -> None:
         if packing not in ("default", "none"):
             raise ConfigError(f"data.packing={packing} puts several texts into a row; allowed with classify: default, none.")
+        if length < SHORTEST:
+            raise ConfigError(f"data.length={length} leaves no room for two texts between special tokens; allowed with classify: {SHORTEST} or more.")
         decoder = model_config.kind == "decoder"
         if config.lm_coefficient and not decoder:
             raise ConfigError(f"objective.lm_coefficient={config.lm_coefficient} models language left to right, and model {model_config.name} reads both ways; allowed: 0.")
