@@ -2,7 +2,7 @@
 
     python benchmarks/families.py [--steps 240] [--only albert,electra] [--jobs 2]
 
-Runs `configs/quickstart.py:FAMILY,OBJECTIVE` for so many steps with four evaluations on 24 batches, prints a table, and writes one JSON line a run to
+Runs `configs/quickstart.py:FAMILY,OBJECTIVE` for so many steps with four evaluations on 8 batches, prints a table, and writes one JSON line a run to
 benchmarks/results/families.jsonl (an earlier line of the same run is replaced). Losses of different objectives are not comparable.
 """
 
@@ -35,7 +35,7 @@ def pairs() -> list[tuple[str, str]]:
 def measure(family: str, objective: str, steps: int) -> dict[str, Any]:
     """Validation losses of a run at each quarter of its steps, its last validation metrics, and its seconds."""
     overrides = {
-        "train.steps": steps, "evals.validation.every": steps // 4, "evals.validation.batches": 24, "checkpoint.every": steps,
+        "train.steps": steps, "evals.validation.every": steps // 4, "evals.validation.batches": 8, "checkpoint.every": steps,
         "schedule.warmup_steps": steps // 10, "log.every": 20,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]

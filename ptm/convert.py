@@ -55,6 +55,7 @@ def _to_checkpoint(source: str, target: Path, *, tokenizer: str | None, compare:
         print(note)
     if made:
         print(f"The objective {this.config.objective.name} needs what is not there; initialised afresh: {', '.join(made)}.")
+    print(f"Its config.json has the data ({', '.join(this.config.data.source)}) and the objective ({this.config.objective.name}) of a run with default settings.")
     print(f"Written to {target}. Use it as --workdir={target} of `ptm evaluate`, as ptm.load('ckpt:{target}') or as --config.init=ckpt:{target}.")
     return same
 

@@ -24,7 +24,10 @@ def load(spec: str) -> ConfigDict:
     if module_spec is None:
         raise ConfigError(f"recipe '{path}' is not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"recipe '{path}', line {error.lineno}: {error.msg}.") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"recipe '{path}' has no function get_config(argument).")
     try:

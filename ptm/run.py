@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, models, objectives, optim, parallel, registry, specs, text, tree
+from ptm import checkpoint, fields, models, objectives, optim, parallel, registry, specs, text, tree
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
 from ptm.data import documents, pipeline, turns
@@ -155,7 +155,7 @@ class Run:
         return {f"{name}/loss": total / sum(part.weight for part in measured), **result}
 
     def _measure(self, name: str, params: Any) -> dict[str, float]:
-        options = self.config.evals[name]
+        options = fields.lookup(self.config.evals, name, "eval")
         batches = self.validation(options.batch_size or self.config.train.batch_size)
         if options.batches is not None:
             batches = (batch for _, batch in zip(range(options.batches), batches))

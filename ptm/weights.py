@@ -137,7 +137,14 @@ def _directory(spec: str, this: Run) -> hf.Imported:
     """The directory's model that a run begins with, its tables grown where the run's tokenizer extends the directory's."""
     folder = specs.fetch(spec)
     imported, grew = hf.read(folder), growth.between(this.tokenizer, None)
+    theirs = _tokenizer_of(folder)
     check_pieces(spec, folder, this.tokenizer)
+    if grew is not None and imported.config.vocab_size > grew.size and (theirs is None or theirs.vocab_size > grew.size):
+        has = "no tokenizer" if theirs is None else f"a tokenizer of {theirs.vocab_size} pieces"
+        raise ConfigError(
+            f"{spec} has {imported.config.vocab_size} rows of pieces and {has}; tokenizer.extra would give those from {grew.size} on new values, and they may be "
+            f"trained. Make it a checkpoint with its tokenizer (ptm convert --from={spec} --to=ckpt:DIR --tokenizer=FOLDER) and start from ckpt:DIR."
+        )
     if grew is None or imported.config.vocab_size < grew.size:
         _same_function(spec, imported, this)
         return imported
@@ -149,11 +156,18 @@ def _directory(spec: str, this: Run) -> hf.Imported:
     return imported._replace(params=growth.grow(params, grew, wanted=wanted))
 
 
+def _tokenizer_of(folder: Path) -> text.Tokenizer | None:
+    """The tokenizer of a directory; None if it has none that we read."""
+    try:
+        return text.make(**vocabulary.find(folder))
+    except ConfigError:
+        return None
+
+
 def check_pieces(spec: str, folder: Path, tokenizer: text.Tokenizer) -> None:
     """Raises ConfigError if the ids of a directory's tokenizer stand for other text than those of a run's. One without a tokenizer that we read fits all."""
-    try:
-        theirs = text.make(**vocabulary.find(folder))
-    except ConfigError:
+    theirs = _tokenizer_of(folder)
+    if theirs is None:
         return
     count = min(theirs.vocab_size, tokenizer.vocab_size - tokenizer.num_added)
     sample = np.unique(np.linspace(0, count - 1, 1000).astype(int))

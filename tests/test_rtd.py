@@ -268,7 +268,7 @@ def test_gradients_meet_in_tied_embeddings_only(tie):
             assert moved == (top in electra.TIED[tie], True), path
 
 
-@pytest.mark.parametrize("arm", ["electra", "all_tokens_mlm"])
+@pytest.mark.parametrize("arm", [pytest.param("electra", marks=pytest.mark.slow), "all_tokens_mlm"])
 def test_one_batch_is_overfit(arm):
     """With new samples at each step: the generator learns the tokens; the discriminator, or the model that restores them, what was replaced."""
     objective, batch = zoo.objective("rtd", "electra", arm=arm), zoo.batch("rtd", "electra")

@@ -331,7 +331,8 @@ def test_messages_of_a_run(text, tmp_path, capfd):
 def recipes() -> list:
     quickstart = [pytest.param(f"quickstart.py:{name},tiny", id=name) for name in ("gpt", "bert", "t5")]
     needs_data = pytest.mark.skipif("PTM_DATA" not in os.environ, reason="PTM_DATA names no folder of data sets")
-    return [*quickstart, *(pytest.param(f"gpt2.py:{name},tiny", id=name, marks=needs_data) for name in ("shakespeare_char_cpu", "shakespeare_char_best"))]
+    shakespeare = {"shakespeare_char_cpu": [needs_data], "shakespeare_char_best": [needs_data, pytest.mark.slow]}
+    return [*quickstart, *(pytest.param(f"gpt2.py:{name},tiny", id=name, marks=marks) for name, marks in shakespeare.items())]
 
 
 @pytest.mark.parametrize("recipe", recipes())

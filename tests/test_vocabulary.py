@@ -274,6 +274,16 @@ def test_a_directory_grows_too(corpus, extra, trained, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
 
 
+def test_a_directory_whose_tables_have_grown_is_not_grown_once_more(corpus, extra, trained, tmp_path):
+    """It has no tokenizer that says what its last rows are: new means would throw away trained ones."""
+    grown = _grown("concat", corpus, trained("concat"), extra, train__steps=2, model__vocab_size=None)
+    assert runs.run(grown, tmp_path / "run") == 0
+    assert convert.convert(f"ckpt:{tmp_path / 'run'}", f"hf:{tmp_path / 'hf'}")
+    again = _grown("concat", corpus, trained("concat"), extra, init=f"hf:{tmp_path / 'hf'}", model__vocab_size=None)
+    with pytest.raises(ConfigError, match="may be trained.*--tokenizer="):
+        weights.start(_set_up(again))
+
+
 def test_every_table_of_pieces_is_known():
     """What AXES says of a parameter decides whether it grows."""
     lengths = {"L": zoo.LENGTH, "I": zoo.INPUTS}

@@ -88,7 +88,7 @@ def ours(model: Model, params: Any, batch: dict[str, Any]) -> dict[str, np.ndarr
 def load_reference(folder: Path, architecture: Architecture) -> Any:
     """The reference's model of a directory, of the class that our table names (whatever config.json says), in float32."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise ConfigError("--check runs the reference library beside ours: pip install 'ptm[parity]', or leave --check out.")
+        raise ConfigError("--check runs the reference library beside ours: install the extra parity (in a checkout: pip install -e '.[parity]'), or leave --check out.")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch  # heavy, and only needed to compare
     import transformers
