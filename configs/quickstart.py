@@ -84,6 +84,7 @@ def get_config(argument: str = ""):
     two_rows = family == "t5"
     # The decoder's row holds the spans that are missing from the encoder's; where it holds the whole text, it is as long.
     own = {"corruption": 16 if tiny else 48}
+    sentinels = 64 if objective == "ul2" else 32 if two_rows else 0
     return config.base(
         model=_model(family, layers=layers, width=width, heads=heads, length=length),
         objective=_objective(objective, length=length),
@@ -91,7 +92,7 @@ def get_config(argument: str = ""):
         train=Train(steps=steps, batch_size=8 if tiny else 16),
         data=Data(source=("python_docs:",), length=own[objective] if objective in own else length),
         tokenizer=Tokenizer(
-            kind="bytes" if tiny else "sentencepiece", vocab_size=4096, algorithm="bpe", sentinels=32 if two_rows or objective == "ul2" else 0
+            kind="bytes" if tiny else "sentencepiece", vocab_size=4096, algorithm="bpe", sentinels=sentinels
         ),
         # Post-norm models stay at the frequencies of words under the rate that suits the pre-norm ones.
         optimizer=Optimizer(learning_rate=7e-4 if family in POST_NORM and not tiny else 2e-3, weight_decay=0.1, b2=0.98),
