@@ -431,7 +431,7 @@ def test_mistakes(name, converted, byte_tokenizer, tmp_path, capsys, monkeypatch
 def test_check_needs_the_reference(monkeypatch):
     imported = hf.read(GOLDEN / "gpt2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ptm\[parity\]'"):
+    with pytest.raises(ConfigError, match=r"the extra parity .*pip install -e '\.\[parity\]'"):
         check.compare(imported.family, transfer.model(imported.config, imported.heads), imported.params, GOLDEN / "gpt2")
 
 
