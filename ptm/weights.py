@@ -137,9 +137,8 @@ def _directory(spec: str, this: Run) -> hf.Imported:
     """The directory's model that a run begins with, its tables grown where the run's tokenizer extends the directory's."""
     folder = specs.fetch(spec)
     imported, grew = hf.read(folder), growth.between(this.tokenizer, None)
-    theirs = _tokenizer_of(folder)
     check_pieces(spec, folder, this.tokenizer)
-    if grew is not None and imported.config.vocab_size > grew.size and (theirs is None or theirs.vocab_size > grew.size):
+    if grew is not None and imported.config.vocab_size > grew.size and ((theirs := _tokenizer_of(folder)) is None or theirs.vocab_size > grew.size):
         has = "no tokenizer" if theirs is None else f"a tokenizer of {theirs.vocab_size} pieces"
         raise ConfigError(
             f"{spec} has {imported.config.vocab_size} rows of pieces and {has}; tokenizer.extra would give those from {grew.size} on new values, and they may be "

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Fixed, Implied, Key, Rule, copy_of, dense, norm, numbers
+from ptm.nn.heads import head_names
 
 LAYER, THEIRS = "encoder/layers", BODY + "encoder.albert_layer_groups.{group}.albert_layers.{inner}"
 
@@ -28,7 +29,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
         *norm("embed_norm", BODY + "embeddings.LayerNorm"),
         *dense("embed_projection", BODY + "encoder.embedding_hidden_mapping_in"),
     ]
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     if "mlm" in kinds:
         found += dense("mlm_head/dense", "predictions.dense") + norm("mlm_head/norm", "predictions.LayerNorm") + [Rule("mlm_head/bias", "predictions.bias")]
     if kinds & {"pooled", "pair", "classify"}:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Fixed, Key, Rule, copy_of, dense, norm, numbers
+from ptm.nn.heads import head_names
 
 LAYER, THEIRS = "encoder/layers", BODY + "encoder.layer.{n}"
 
@@ -23,7 +24,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
         *dense(f"{LAYER}/mlp/wo", f"{THEIRS}.output.dense"),
         *norm(f"{LAYER}/mlp_norm", f"{THEIRS}.output.LayerNorm"),
     ]
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     if "mlm" in kinds:
         found += dense("mlm_head/dense", "cls.predictions.transform.dense")
         found += norm("mlm_head/norm", "cls.predictions.transform.LayerNorm")

@@ -12,6 +12,7 @@ from ptm.hf import bert
 from ptm.hf.tables import BODY, Architecture, Family, Fixed, Joint, Key, Rule, copy_of, dense, norm, numbers
 from ptm.hf.transfer import Imported
 from ptm.models.electra import EMBEDDINGS, TIED
+from ptm.nn.heads import head_names
 
 PARTS = ("generator", "discriminator")
 # What one of their directories says of the two encoders: the only one is of full size and has the embeddings.
@@ -20,7 +21,7 @@ ALONE = {"generator_fraction": 1.0, "tie_embeddings": "embeddings"}
 
 def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     """Parameters of the generator with the head `mlm`, or of the discriminator with the heads `rtd`, `classify:N`, `tag:N`, `qa`."""
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     part = "generator" if kinds == {"mlm"} else "discriminator"
     found = [dataclasses.replace(rule, ours=f"{part}/{rule.ours}") if rule.layered else rule for rule in bert.rules(config, tuple(kinds & {"tag", "qa"}))]
     if config.embed_width not in (None, config.width):

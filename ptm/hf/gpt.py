@@ -23,8 +23,23 @@ from ptm.hf.tables import (
     norm,
     numbers,
 )
+from ptm.nn.heads import head_names
 
 LAYER, THEIRS = "decoder/layers", BODY + "h.{n}"
+
+
+def head_rules(config: Any, heads: tuple[str, ...], *, tag: str) -> list[Rule]:
+    """Parameters of a decoder's heads `lm`, `classify:N`, `tag:N` (their name of it is `tag`), `qa`."""
+    found, kinds = [], head_names(heads)
+    if "lm" in kinds and not config.tie_embeddings:
+        found.append(Rule("lm_head/kernel", "lm_head.weight", linear()))
+    if "classify" in kinds:
+        found += dense("classify_head/labels", "score", bias=False)
+    if "tag" in kinds:
+        found += dense("tag_head", tag)
+    if "qa" in kinds:
+        found += dense("qa_head", "qa_outputs")
+    return found
 
 
 def _rules(config: Any, heads: tuple[str, ...], *, tokens: str, positions: str) -> list[Rule]:
@@ -40,16 +55,7 @@ def _rules(config: Any, heads: tuple[str, ...], *, tokens: str, positions: str) 
         *dense(f"{LAYER}/mlp/wi", f"{THEIRS}.mlp.c_fc", kernel=conv),
         *dense(f"{LAYER}/mlp/wo", f"{THEIRS}.mlp.c_proj", kernel=conv),
     ]
-    kinds = {head.partition(":")[0] for head in heads}
-    if "lm" in kinds and not config.tie_embeddings:
-        found.append(Rule("lm_head/kernel", "lm_head.weight", linear()))
-    if "classify" in kinds:
-        found += dense("classify_head/labels", "score", bias=False)
-    if "tag" in kinds:
-        found += dense("tag_head", "classifier")
-    if "qa" in kinds:
-        found += dense("qa_head", "qa_outputs")
-    return found
+    return found + head_rules(config, heads, tag="classifier")
 
 
 def gpt2_rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:

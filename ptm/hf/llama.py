@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptm.fields import ConfigError
-from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Implied, Joint, Key, Rule, copy_of, dense, linear, norm
+from ptm.hf.gpt import head_rules
+from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Implied, Joint, Key, Rule, copy_of, dense, norm
 
 LAYER, THEIRS = "decoder/layers", BODY + "layers.{n}"
 
@@ -27,16 +28,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     ]
     if config.qk_norm:
         found += norm(f"{attention}/query_rms", f"{THEIRS}.self_attn.q_norm", bias=False) + norm(f"{attention}/key_rms", f"{THEIRS}.self_attn.k_norm", bias=False)
-    kinds = {head.partition(":")[0] for head in heads}
-    if "lm" in kinds and not config.tie_embeddings:
-        found.append(Rule("lm_head/kernel", "lm_head.weight", linear()))
-    if "classify" in kinds:
-        found += dense("classify_head/labels", "score", bias=False)
-    if "tag" in kinds:
-        found += dense("tag_head", "score")
-    if "qa" in kinds:
-        found += dense("qa_head", "qa_outputs")
-    return found
+    return found + head_rules(config, heads, tag="score")
 
 
 # Kinds of rotary positions that are read, with the keys that each must have.

@@ -6,6 +6,7 @@ from typing import Any
 from ptm.fields import ConfigError
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Joint, Key, Rule, copy_of, dense, flat, fused, linear, norm
 from ptm.hf.transfer import Source, found_heads
+from ptm.nn.heads import head_names
 
 LAYER, THEIRS = "encoder/layers", BODY + "layers.{n}"
 
@@ -32,7 +33,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     if config.mlp_bias:
         found.append(Rule(tuple(f"{part}/bias" for part in gated), f"{THEIRS}.mlp.Wi.bias", fused(flat, axis=0)))
     for kind in ("mlm", "classify", "tag", "qa"):
-        if kind in {head.partition(":")[0] for head in heads}:
+        if kind in head_names(heads):
             found += dense(f"{kind}_head/dense", "head.dense", bias=config.head_bias) + norm(f"{kind}_head/norm", "head.norm", bias=config.norm_bias)
             if kind != "mlm":
                 found += dense(f"{kind}_head/labels", "classifier")

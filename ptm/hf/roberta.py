@@ -5,13 +5,14 @@ from typing import Any
 from ptm.hf import bert
 from ptm.hf.tables import BODY, Architecture, Family, Fixed, Joint, Key, Rule, copy_of, dense, norm, numbers
 from ptm.models.bert import RobertaConfig
+from ptm.nn.heads import head_names
 
 OFFSET = RobertaConfig.position_offset
 
 
 def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     """Parameters of the body and of the heads `mlm`, `pooled`, `classify:N`, `tag:N`, `qa`."""
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     found = bert.rules(config, tuple(kinds & {"pooled", "tag", "qa"}))
     if "mlm" in kinds:
         found += dense("mlm_head/dense", "lm_head.dense") + norm("mlm_head/norm", "lm_head.layer_norm")

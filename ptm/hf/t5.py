@@ -10,6 +10,7 @@ import numpy as np
 from ptm.fields import ConfigError
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Fixed, Ignored, Implied, Joint, Key, Rule, copy_of, dense, linear, norm
 from ptm.hf.transfer import Source
+from ptm.nn.heads import head_names
 
 TABLE = BODY + "shared.weight"
 
@@ -42,7 +43,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
     """Parameters of both sides and of the heads `lm`, `classify:N`, `qa`."""
     found = [Rule("token_embed/embedding", TABLE)]
     found += _side("encoder", "encoder", cross=False, gated=config.gated) + _side("decoder", "decoder", cross=True, gated=config.gated)
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     if "lm" in kinds and not config.tie_embeddings:
         found.append(Rule("lm_head/kernel", "lm_head.weight", linear()))
     if "classify" in kinds:

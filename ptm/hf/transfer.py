@@ -14,7 +14,7 @@ from ptm.fields import ConfigError
 from ptm.hf import files
 from ptm.hf.tables import ALWAYS, Architecture, Family, Ignored, blank, named
 from ptm.nn.context import Context
-from ptm.nn.heads import split_head
+from ptm.nn.heads import head_names, split_head
 
 MAX_LINES = 40
 
@@ -205,7 +205,7 @@ def _holds(entry: Ignored, name: str, source: Source) -> bool:
 
 def architecture_for(family: Family, heads: tuple[str, ...]) -> Architecture:
     """The class that holds most of these heads and none else."""
-    names = {split_head(head)[0] for head in with_implied(family, heads)}
+    names = head_names(with_implied(family, heads))
     fitting = [architecture for architecture in family.architectures if names >= set(architecture.heads)]
     return max(fitting, key=lambda architecture: len(architecture.heads))
 

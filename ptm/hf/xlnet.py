@@ -5,6 +5,7 @@ from typing import Any
 
 from ptm.fields import ConfigError
 from ptm.hf.tables import ACTIVATIONS, BODY, Architecture, Family, Fixed, Joint, Key, Rule, copy_of, dense, linear, norm, permuted, reshaped
+from ptm.nn.heads import head_names
 
 LAYER, THEIRS = "encoder/layers", BODY + "layer.{n}"
 SAME = {
@@ -25,7 +26,7 @@ def rules(config: Any, heads: tuple[str, ...]) -> list[Rule]:
         *dense(f"{LAYER}/mlp/wo", f"{THEIRS}.ff.layer_2"),
         *norm(f"{LAYER}/mlp_norm", f"{THEIRS}.ff.layer_norm"),
     ]
-    kinds = {head.partition(":")[0] for head in heads}
+    kinds = head_names(heads)
     if "lm" in kinds:
         found.append(Rule("lm_head/bias", "lm_loss.bias"))
         if not config.tie_embeddings:

@@ -26,6 +26,11 @@ def split_head(head: str) -> tuple[str, int | None]:
     return name, int(size) if size else None
 
 
+def head_names(heads: tuple[str, ...]) -> set[str]:
+    """Names of heads, without their numbers of outputs."""
+    return {split_head(head)[0] for head in heads}
+
+
 class MLMHead(nn.Module):
     """Dense, activation, norm, projection on the token table or a table of its own, bias (Devlin et al. 2019, published code).
 
