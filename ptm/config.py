@@ -1,4 +1,4 @@
-"""The config of a run: its run-level sections, `base()` for recipes, overrides, and the way back to checked dataclasses.
+"""The config of a run: `base()` for recipes, overrides, and the way back to checked dataclasses. Its sections are declared in ptm/sections.py.
 
 A recipe calls `base(model=..., objective=..., evals=...)` and changes the ml_collections ConfigDict that it gets; the command line
 overrides leaves of it; `resolve` turns it into one frozen `Config` whose every key was checked. Families, objectives and evals
@@ -15,186 +15,33 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from ptm import fields
-from ptm.fields import ConfigError, field
+from ptm.fields import ConfigError
+from ptm.sections import (
+    SECTIONS,
+    TOP_LEVEL,
+    Checkpoint,
+    Compute,
+    Config,
+    Data,
+    Log,
+    Lora,
+    Mesh,
+    ModelOfInit,
+    Optimizer,
+    Schedule,
+    Tokenizer,
+    Train,
+    column_entries,
+    init_specs,
+)
+
+__all__ = [
+    "SECTIONS", "TOP_LEVEL", "Checkpoint", "Compute", "Config", "ConfigDict", "Data", "Log", "Lora", "Mesh", "ModelOfInit", "Optimizer", "Registries",
+    "Schedule", "Tokenizer", "Train", "base", "column_entries", "complete", "defaults_of", "diff", "fingerprint", "flatten", "init_specs", "nearest_key",
+    "override", "resolve", "schema", "set_section", "to_dict",
+]  # fmt: skip
 
 Registries = dict[str, dict[str, type]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
-    """Length and size of a run."""
-
-    steps: int = field(1000, low=1, unit="steps", doc="Optimizer steps of the whole run.")
-    batch_size: int = field(32, low=1, unit="rows", doc="Rows of one optimizer step, over all devices and microbatches.")
-    microbatches: int = field(1, low=1, doc="Parts of a batch computed one after the other; gradients are those of the whole batch.")
-    ema_decay: float | None = field(None, low=0.0, high=1.0, doc="Decay per step of an exponential moving average of the parameters; None keeps none.")
-    skip_sigma: float | None = field(
-        None, low=0.0, doc="Skip steps whose loss or gradient norm is not finite or so far above the window's mean; None = never.", unit="deviations"
-    )
-    skip_window: int = field(128, low=2, unit="steps", doc="Window of the mean and deviation that skip_sigma refers to.")
-    max_skips: int = field(8, low=1, unit="steps", doc="Stop when so many steps in a row were skipped.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-    """Where token ids come from."""
-
-    kind: str = field("sentencepiece", doc="Entry of ptm.text.TOKENIZERS: bytes, chars, sentencepiece, wordpiece, bpe or file.")
-    path: str | None = field(None, doc="Vocabulary file or folder; None builds it from the run's own training data and keeps it in the workdir.")
-    vocab_size: int = field(4096, low=1, unit="pieces", doc="Size of a vocabulary that is trained.")
-    algorithm: str = field("unigram", choices=("unigram", "bpe"), doc="Model of a sentencepiece vocabulary that is trained.")
-    lowercase: bool = field(False, doc="Lower-case the text (wordpiece, and sentencepiece that is trained).")
-    train_bytes: int = field(10_000_000, low=1, unit="bytes", doc="Text taken from the training split to train a vocabulary.")
-    sentinels: int = field(0, low=0, unit="pieces", doc="Sentinels <extra_id_N> for span corruption; a trained vocabulary gets them on top of vocab_size.")
-    extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where documents come from and how they become rows."""
-
-    source: tuple[str, ...] = field(("python_docs:",), doc="FORMAT:PATH, ...: text, jsonl, csv, tsv, array_record, tfds, python_docs (what every Python has).")
-    weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing; empty = all equal.")
-    columns: tuple[str, ...] = field(("text=text",), doc="Map of fields to columns of the source, as FIELD=COLUMN.")
-    document: str = field("line", choices=("line", "paragraph", "file"), doc="What one document of a text source is; a paragraph ends at an empty line.")
-    validation_source: tuple[str, ...] = field((), doc="Sources of the validation split; empty holds out a part of `source`.")
-    holdout: float = field(0.05, low=0.0, high=0.5, doc="Share held out of `source` for validation.")
-    holdout_by: str = field("document", choices=("document", "tail"), doc="Hold out documents by a hash of their text, or the last characters of each.")
-    length: int = field(128, low=2, unit="tokens", doc="Length of a row (of the decoder's row for encoder-decoders).")
-    packing: str = field(
-        "default", choices=("default", "concat", "first_fit", "window", "none"),
-        doc="How examples become rows; default = as the objective wants it, window = a random window of a document at each visit.",
-    )  # fmt: skip
-    packing_bins: int = field(32, low=1, unit="rows", doc="Rows that first-fit packing keeps open in each stream.")
-    max_record_tokens: int = field(65_536, low=2, unit="tokens", doc="Longer documents are split, with ids ID#0, ID#1, ...")
-    max_bad_records: int = field(100, low=0, unit="records", doc="Records that cannot be read are named and skipped; one more than this stops the run.")
-    streams: int | None = field(None, low=1, doc="Logical streams S; divides train.batch_size. None = the greatest common divisor of train.batch_size and 64.")
-    shuffle: bool = field(True, doc="Visit documents in a new random order each epoch.")
-    prefetch: int = field(2, low=0, unit="batches", doc="Batches prepared ahead in a background thread; 0 = none.")
-
-    def check(self, where: str) -> None:
-        if not self.source:
-            raise ConfigError(f"{where}.source is empty; give at least one source such as text:corpus/*.txt.")
-        for key, entries in (("source", self.source), ("validation_source", self.validation_source)):
-            for entry in entries:
-                if ":" not in entry:
-                    raise ConfigError(f"{where}.{key}={fields.unparse(entries)}: '{entry}' is not of the form FORMAT:PATH, such as text:corpus/*.txt.")
-        if self.weights and (len(self.weights) != len(self.source) or not sum(self.weights)):
-            given = f"{where}.weights={fields.unparse(self.weights)}"
-            raise ConfigError(f"{given} must hold one weight for each of the {len(self.source)} entries of {where}.source, not all 0.")
-        for entry in self.columns:
-            if entry.count("=") != 1 or entry.startswith("=") or entry.endswith("="):
-                raise ConfigError(f"{where}.columns={fields.unparse(self.columns)}: '{entry}' is not of the form FIELD=COLUMN, such as text=body.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Update rule; patterns are regular expressions matched against whole parameter paths such as decoder/layers/mlp/wi/kernel."""
-
-    name: str = field("adamw", doc="Entry of ptm.optim.OPTIMIZERS: adamw, adafactor, lamb, lion, sgd, muon.")
-    learning_rate: float = field(1e-3, low=0.0, doc="Peak learning rate.")
-    weight_decay: float = field(0.01, low=0.0, doc="Decoupled weight decay, multiplied by the learning rate.")
-    no_decay: tuple[str, ...] = field((".*/bias", ".*/scale", ".*norm.*"), doc="Patterns of parameters that are not decayed.")
-    b1: float = field(0.9, low=0.0, high=1.0, doc="Decay of the first moment (momentum of sgd and muon).")
-    b2: float = field(0.999, low=0.0, high=1.0, doc="Decay of the second moment.")
-    eps: float = field(1e-8, low=0.0, doc="Added to the root of the second moment.")
-    clip_norm: float | None = field(1.0, low=0.0, doc="Largest global norm of the gradient; None never clips.")
-    layerwise_decay: float = field(1.0, low=0.0, high=1.0, doc="Factor of the learning rate from each layer to the one below it (ELECTRA, appendix); 1 = none.")
-    freeze: tuple[str, ...] = field((), doc="Patterns of parameters that stay as they are.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Learning rate over the steps, as a factor of the peak."""
-
-    name: str = field("cosine", doc="Entry of ptm.optim.SCHEDULES: constant, linear, cosine, rsqrt, wsd.")
-    warmup_steps: int = field(0, low=0, unit="steps", doc="Linear warm-up from 0.")
-    final_factor: float = field(0.0, low=0.0, high=1.0, doc="Factor of the peak at the last step (linear, cosine, wsd).")
-    decay_share: float = field(0.2, low=0.0, high=1.0, doc="Share of the run that wsd decays over.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """Devices and how arrays lie on them; the product of the axes is the number of devices, one axis may be -1."""
-
-    preset: str = field("fsdp+tp", doc="Row of ptm.parallel.RULES: dp, fsdp, tp, fsdp+tp, sp.")
-    data: int = field(-1, low=-1, unit="devices", doc="Axis over which only the batch is split.")
-    fsdp: int = field(1, low=-1, unit="devices", doc="Axis over which the batch and the parameters are split.")
-    tensor: int = field(1, low=-1, unit="devices", doc="Axis over which heads, feed-forward and vocabulary are split.")
-    sequence: int = field(1, low=-1, unit="devices", doc="Axis over which the length is split.")
-
-    def check(self, where: str) -> None:
-        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
-        if 0 in sizes.values() or sum(size == -1 for size in sizes.values()) > 1:
-            given = ", ".join(f"{where}.{axis}={size}" for axis, size in sizes.items())
-            raise ConfigError(f"{given}; allowed: positive numbers, and -1 (the devices that are left) at most once.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How the same mathematics is computed; nothing here changes what a run means."""
-
-    dtype: str = field("float32", choices=("float32", "bfloat16"), doc="Type of activations; parameters and losses stay float32.")
-    attention: str = field("auto", choices=("auto", "xla", "chunked", "cudnn"), doc="Attention backend; auto picks by device, mask and length.")
-    attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries computed at once by the chunked backend.")
-    scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
-    remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
-    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits exist at once.")
-    cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What is kept of a run. The last step is always saved."""
-
-    every: int = field(500, low=1, unit="steps", doc="Save each time so many steps are done.")
-    keep_latest: int = field(2, low=1, unit="checkpoints", doc="Newest checkpoints that are kept.")
-    keep_best: int = field(1, low=0, unit="checkpoints", doc="Best checkpoints by `metric` that are kept besides.")
-    metric: str = field("validation/loss", doc="Eval metric that keep_best compares.")
-    mode: str = field("min", choices=("min", "max"), doc="Whether a smaller or a larger metric is better.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Log:
-    """What is written while a run goes on."""
-
-    every: int = field(10, low=1, unit="steps", doc="Write a row of metrics each time so many steps are done.")
-    writers: tuple[str, ...] = field(("tensorboard",), doc="Writers besides metrics.jsonl: entries of ptm.log.WRITERS.")
-    norms: bool = field(False, doc="Norms of gradient, parameters and update per parameter group in each row.")
-    profile: tuple[int, ...] = field((), low=0, unit="steps", doc="First and last step of a profiler trace; empty = none.")
-
-    def check(self, where: str) -> None:
-        if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
-            raise ConfigError(f"{where}.profile={fields.unparse(self.profile)}; allowed: two steps FIRST,LAST with FIRST <= LAST, or nothing.")
-
-
-SECTIONS: dict[str, type] = {
-    "train": Train, "data": Data, "tokenizer": Tokenizer, "optimizer": Optimizer, "schedule": Schedule,
-    "mesh": Mesh, "compute": Compute, "checkpoint": Checkpoint, "log": Log,
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """A run, resolved: `model`, `objective` and the values of `evals` are the Config dataclasses of their entries."""
-
-    seed: int = field(0, low=0, high=2**31 - 1, doc="Seed of initialisation, data order, masking and dropout.")
-    init: str = field("scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION].")
-    model: Any
-    objective: Any
-    evals: dict[str, Any]
-    train: Train
-    data: Data
-    tokenizer: Tokenizer
-    optimizer: Optimizer
-    schedule: Schedule
-    mesh: Mesh
-    compute: Compute
-    checkpoint: Checkpoint
-    log: Log
-
-
-TOP_LEVEL = tuple(f.name for f in dataclasses.fields(Config) if f.metadata)
 
 
 def _to_dict(value: Any, annotation: Any) -> Any:
@@ -214,11 +61,11 @@ def _section(config: Any) -> ConfigDict:
     return section
 
 
-def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **sections: Any) -> ConfigDict:
+def base(*, model: Any = None, objective: Any, evals: dict[str, Any] | None = None, **sections: Any) -> ConfigDict:
     """The config of a run with every default filled in, for a recipe to change and the command line to override.
 
-    `model`, `objective` and the values of `evals` are Config dataclasses of the package's tables; `sections` may replace run-level
-    sections (train=Train(...), data=Data(...), ...) and the top-level keys seed and init.
+    `model`, `objective` and the values of `evals` are Config dataclasses of the package's tables, without `model` that of `init`; `sections` may
+    replace run-level sections (train=Train(...), data=Data(...), ...) and the top-level keys seed and init.
     """
     unknown = set(sections) - set(SECTIONS) - set(TOP_LEVEL)
     if unknown:
@@ -226,7 +73,7 @@ def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **s
         raise ConfigError(f"base() got '{word}'; allowed: {', '.join((*TOP_LEVEL, *SECTIONS))}.{fields.nearest(word, (*TOP_LEVEL, *SECTIONS))}")
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
     config = ConfigDict(defaults | {key: value for key, value in sections.items() if key in defaults})
-    config.model = _section(model)
+    config.model = _section(ModelOfInit() if model is None else model)
     config.objective = _section(objective)
     config.evals = ConfigDict({name: _section(value) for name, value in (evals or {}).items()})
     for name, cls in SECTIONS.items():
@@ -238,11 +85,19 @@ def base(*, model: Any, objective: Any, evals: dict[str, Any] | None = None, **s
     return config
 
 
+def set_section(config: ConfigDict, name: str, section: Any) -> None:
+    """Puts a Config dataclass in the place of a section, in place."""
+    with config.unlocked(), config.ignore_type():
+        config[name] = _section(section)
+
+
 def _class_of(section: ConfigDict, registries: Registries, kind: str, where: str) -> type:
     if not isinstance(section, ConfigDict):
         raise ConfigError(f"{where}={section!r} is no section; allowed: keys with their values.")
     if "name" not in section:
         raise ConfigError(f"{where} has no key 'name'; allowed: {', '.join(sorted(registries[kind]))}.")
+    if kind == "model" and section.name == ModelOfInit.name:
+        return ModelOfInit
     return fields.lookup(registries[kind], section.name, where + ".name")
 
 
@@ -340,6 +195,38 @@ def resolve(config: ConfigDict | dict, registries: Registries) -> Config:
     resolved = Config(**parts, **{key: config[key] for key in TOP_LEVEL})
     fields.check(resolved, "")
     return resolved
+
+
+def complete(stored: dict[str, Any], registries: Registries) -> dict[str, Any]:
+    """A config as it was stored by `to_dict`, perhaps long ago, with the keys and sections that were declared since, at their defaults.
+
+    A key that is declared later must therefore mean by its default what was done before it. Raises ConfigError for a key that is not declared.
+    """
+    top = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata}
+    known = (*TOP_LEVEL, "model", "objective", "evals", *SECTIONS)
+    for key in stored:
+        if key not in known:
+            raise ConfigError(f"unknown key {key}.{fields.nearest(key, known)} Allowed: {', '.join(known)}.")
+
+    def entry(section: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
+        return filled(section, _class_of(ConfigDict(section), registries, kind, where), where)
+
+    def filled(section: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
+        hints, tables = fields.annotations(cls), fields.tables(cls)
+        for key in section:
+            if key not in hints and key != "name":
+                raise ConfigError(f"unknown key {where}.{key}.{fields.nearest(key, hints)} Allowed: {', '.join(hints)}.")
+        added = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in section and f.default is not dataclasses.MISSING}
+        inner = {
+            key: {name: entry(part, table, f"{where}.{key}.{name}") for name, part in section[key].items()} if key in section else {}
+            for key, table in tables.items()
+        }
+        return {**section, **inner, **{key: list(value) if isinstance(value, tuple) else value for key, value in added.items()}}
+
+    sections = {name: filled(stored[name] if name in stored else {}, cls, name) for name, cls in SECTIONS.items()}
+    parts = {name: entry(stored[name], name, name) for name in ("model", "objective") if name in stored}
+    evals = {name: entry(section, "eval", f"evals.{name}") for name, section in stored["evals"].items()} if "evals" in stored else {}
+    return {**top, **stored, **parts, "evals": evals, **sections}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the lowest of the package: anything may import it.
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -95,8 +96,14 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r} has type {type(value).__name__}; allowed: {type_name(annotation)}.")
 
 
+_ITEM = re.compile(r"""(?:^|(?<=,))(\s*"(?:[^"]|"")*"\s*|\s*'(?:[^']|'')*'\s*|[^,]*)(?=,|$)""")
+
+
 def parse(text: str, annotation: Any, where: str) -> Any:
-    """The value that `text` from a command line stands for under `annotation`; items of a tuple are separated by commas."""
+    """The value that `text` from a command line stands for under `annotation`.
+
+    Items of a tuple are separated by commas; one that holds commas stands between quotes, a quote in it doubled.
+    """
     if nullable(annotation) and text in ("None", "null"):
         return None
     inner = strip_null(annotation)
@@ -104,10 +111,10 @@ def parse(text: str, annotation: Any, where: str) -> Any:
         stripped = text.strip()
         if stripped[:1] + stripped[-1:] in ("()", "[]"):
             stripped = stripped[1:-1]
-        items = [item.strip() for item in stripped.split(",")]
+        items = [item.strip() for item in _ITEM.findall(stripped)]
         if items[-1] == "":
             items.pop()
-        items = [item[1:-1] if len(item) > 1 and item[0] == item[-1] in "'\"" else item for item in items]  # as Python writes strings
+        items = [item[1:-1].replace(item[0] * 2, item[0]) if len(item) > 1 and item[0] == item[-1] in "'\"" else item for item in items]
         return tuple(parse(item, typing.get_args(inner)[0], f"{where}[{number}]") for number, item in enumerate(items))
     try:
         if inner is bool:
@@ -121,7 +128,13 @@ def unparse(value: Any) -> str:
     """The text that stands for a value on a command line, which `parse` reads back."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(unparse, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(_item, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _item(value: Any) -> str:
+    text = unparse(value)
+    plain = text == text.strip() and "," not in text and text[:1] not in ("'", '"', "(", "[", "")
+    return text if plain else '"' + text.replace('"', '""') + '"'
 
 
 def span(low: float | None, high: float | None) -> str:

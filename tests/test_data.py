@@ -33,6 +33,8 @@ class Chars:
 class Causal:
     """Shifts by one; the weights carry a random number for each document, so that randomness is seen in the batch."""
 
+    max_segments = None
+
     def __init__(self, length=16, packing="concat", raw_length=None, visits=None):
         self.lengths, self.packing, self.raw_length, self.visits = {"L": length}, packing, raw_length, visits
         self.fields = {"tokens_BL": Field(is_tokens=True), "targets_BL": Field(is_tokens=True), "weights_BL": Field(np.float32)}
@@ -663,4 +665,5 @@ def test_unknown_names_are_refused():
         pack.dim_of("tokens")
     with pytest.raises(ConfigError, match="unknown split 'dev'"):
         documents.Corpus(Data(), split="dev")
-    assert set(sources.SOURCES) == {"text", "jsonl", "csv", "tsv", "array_record", "tfds", "python_docs"}
+    with pytest.raises(ConfigError, match="unknown format of data source 'parket'.*Did you mean 'parquet'"):
+        sources.open_source("parket:x", data=Data())

@@ -17,11 +17,12 @@ Draw = Callable[[np.random.Generator], "Document"]
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A tokenized document: its stable id, its token ids (int32, no special tokens), and the other columns of its record."""
+    """A tokenized document: its stable id, its token ids (int32, no special tokens), the other fields of its record, and its source's place in the config."""
 
     id: str
     tokens_L: np.ndarray
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Featurizer(Protocol):
     fields: dict[str, Field]  # fields that `features` yields, without segments and positions: {"tokens_BL": Field(is_tokens=True), ...}
     packing: str  # default packing: concat, first_fit or none
     raw_length: int | None  # documents are cut into pieces of so many tokens before `features`; None = whole documents
+    max_segments: int | None  # the most examples that a row may hold; None = as many as fit
     visits: int | None  # the randomness of a document repeats after so many epochs: 1 = static masking; None = fresh each epoch
 
     def features(self, doc: Document, *, rng: np.random.Generator, draw: Draw) -> Iterator[Example]:
@@ -49,6 +51,11 @@ class Featurizer(Protocol):
     def finish(self, row: Example) -> Example:
         """A packed row with segments and positions, made ready for the device (selected positions, say); pure."""
         ...
+
+
+def reads_records(featurizer: Featurizer) -> bool:
+    """Whether it names the fields of records that it needs besides their text (objectives.protocol.Task): such a record is read whole or not at all."""
+    return hasattr(featurizer, "columns")
 
 
 def keyed_rng(*key: int | str) -> np.random.Generator:

@@ -1,9 +1,11 @@
 """The tokenized documents of one split: read, told apart into train and validation, tokenized once while they fit the cache."""
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from ptm.config import Data
 from ptm.data import sources
 from ptm.data.batch import Document
 from ptm.data.mixture import Order
+from ptm.data.records import BadRecord, Columns
 from ptm.fields import ConfigError, lookup
 
 CACHE_BYTES = 128 << 20
@@ -36,9 +39,9 @@ class Corpus:
         """`split` is train or validation; without a tokenizer only `record` can be called."""
         self._validation = lookup(SPLITS, split, "split")
         given = data.validation_source if self._validation and data.validation_source else data.source
-        self.sources = tuple(sources.open_source(spec, data=data) for spec in given)
-        self.weights = data.weights if given is data.source and data.weights else (1.0,) * len(self.sources)
+        self.sources = tuple(sources.open_source(spec, data=data, number=number) for number, spec in enumerate(given))
         self.sizes = tuple(map(len, self.sources))
+        self.weights = _weights(data, self.sizes) if given is data.source else (1.0,) * len(self.sources)
         self.bad: dict[tuple[int, int], str] = {}
         self._data, self._tokenizer = data, tokenizer
         self._holdout_by = None if data.validation_source else data.holdout_by
@@ -54,19 +57,15 @@ class Corpus:
         """(this split's part of the text, other fields) of a record; None if it is bad or belongs to the other split."""
         try:
             columns = self.sources[source].read(record)
-            text = columns.pop("text")
-            try:
-                content = text.encode()
-            except UnicodeEncodeError as error:
-                raise sources.BadRecord(f"not Unicode text ({error.reason})") from None
-        except sources.BadRecord as reason:
+        except BadRecord as reason:
             self._note(source, record, str(reason))
             return None
+        text = columns.pop("text")
         if self._holdout_by == "tail":
             cut = int(len(text) * (1 - self._data.holdout))
             text = text[cut:] if self._validation else text[:cut]
         elif self._holdout_by == "document":
-            place = int.from_bytes(hashlib.blake2b(content, digest_size=8, key=HOLDOUT_KEY).digest(), "big") / 2**64
+            place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=HOLDOUT_KEY).digest(), "big") / 2**64
             if (place < self._data.holdout) != self._validation:
                 return None
         return (text, columns) if text else None
@@ -79,10 +78,9 @@ class Corpus:
             return self._cache[key]
         found, document = self.record(source, record), None
         if found is not None:
-            tokens = np.asarray(self._tokenizer.encode(found[0]), np.int32).view()
-            tokens.flags.writeable = False
-            if len(tokens):
-                document = Document(self.id(source, record), tokens, found[1])
+            tokens_L = _tokens(self._tokenizer, found[0])
+            if len(tokens_L):
+                document = Document(self.id(source, record), tokens_L, found[1], source)
         self._cache[key] = document
         self._cached_bytes += _size(document)
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -105,6 +103,37 @@ class Corpus:
             )
 
 
+def _weights(data: Data, sizes: tuple[int, ...]) -> tuple[float, ...]:
+    """Shares of the sources' draws, not yet divided by their sum."""
+    if data.temperature is not None:
+        return tuple(size ** (1 / data.temperature) for size in sizes)
+    return data.weights or (1.0,) * len(sizes)
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    tokens_L = np.asarray(tokenizer.encode(text), np.int32).view()
+    tokens_L.flags.writeable = False
+    return tokens_L
+
+
+_columns_of = functools.lru_cache(maxsize=32)(Columns)
+
+
+def document_of(record: Mapping[str, Any], *, id: str, data: Data, tokenizer: Tokenizer, source: int = 0, optional: Collection[str] = ()) -> Document:
+    """The document of a plain record, mapped by `data.columns` and checked as the records of that source are; raises BadRecord with the reason.
+
+    `optional` fields, which are to be predicted, say, are left out where the record lacks their columns. A field that is one column, and no template,
+    may stand in the record under its own name instead.
+    """
+    columns = _columns_of(data.columns, number=source)
+    named = {column: record[field] for field, column in columns.columns.items() if field in record and column not in record}
+    fields = columns.read({**record, **named}, optional=optional)
+    tokens_L = _tokens(tokenizer, fields.pop("text"))
+    if not len(tokens_L):
+        raise BadRecord("its text has no token")
+    return Document(id, tokens_L, fields, source)
+
+
 def _size(document: Document | None) -> int:
     return ENTRY_BYTES + (document.tokens_L.nbytes if document else 0)
 
@@ -114,13 +143,15 @@ def cut(document: Document, *, size: int, mark: str) -> list[Document]:
     tokens_L = document.tokens_L
     if len(tokens_L) <= size:
         return [document]
-    return [Document(f"{document.id}{mark}{n}", tokens_L[at : at + size], document.columns) for n, at in enumerate(range(0, len(tokens_L), size))]
+    starts = range(0, len(tokens_L), size)
+    return [dataclasses.replace(document, id=f"{document.id}{mark}{n}", tokens_L=tokens_L[at : at + size]) for n, at in enumerate(starts)]
 
 
-def training_texts(data: Data, *, limit_bytes: int) -> Iterator[str]:
-    """Text of the training split, up to about `limit_bytes` of UTF-8 shared out by the weights, for training a tokenizer.
+def training_texts(data: Data, *, limit_bytes: int, fields: Collection[str] = ("text",)) -> Iterator[str]:
+    """Text of the training split, up to about `limit_bytes` of UTF-8 shared out by the sources' weights, for training a tokenizer.
 
-    Documents come in a fixed random order, so that a part of a corpus stands for all of it; the last one is cut at the limit.
+    Of each record it is the text of `fields`, as far as they are mapped. Documents come in a fixed random order, so that a part of a corpus stands for
+    all of it; the last one is cut at the limit.
     """
     corpus = Corpus(data, split="train")
     for source, (size, weight) in enumerate(zip(corpus.sizes, corpus.weights)):
@@ -132,7 +163,11 @@ def training_texts(data: Data, *, limit_bytes: int) -> Iterator[str]:
             found = corpus.record(source, order[number][1])
             if found is None:
                 continue
-            content = found[0].encode()
-            if text := content[:left].decode(errors="ignore"):
-                yield text
-            left -= len(content)
+            record = {"text": found[0], **found[1]}
+            for field in fields:
+                if not isinstance(record.get(field), str):
+                    continue
+                content = record[field].encode(errors="ignore")[:left]
+                if text := content.decode(errors="ignore"):
+                    yield text
+                left -= len(content)

@@ -9,8 +9,8 @@ from ptm.config import Data
 from ptm.data.batch import Featurizer
 from ptm.data.documents import Corpus, Tokenizer
 from ptm.data.mixture import Order
-from ptm.data.pack import SEGMENTS
-from ptm.data.pipeline import Batch, State, Stream, stack
+from ptm.data.pack import SEGMENTS, Batch, stack
+from ptm.data.pipeline import State, Stream
 from ptm.fields import ConfigError
 
 

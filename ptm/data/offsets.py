@@ -18,7 +18,7 @@ _VISIBLE = np.ones(256, bool)
 _VISIBLE[list(b" \t\r\n\v\f")] = False
 
 
-def _all_lines(path: str) -> tuple[np.ndarray, np.ndarray]:
+def all_lines(path: str) -> tuple[np.ndarray, np.ndarray]:
     """(offsets where lines begin, and one more at the end of the file; whether each line holds more than blanks)."""
     size = os.path.getsize(path)
     if not size:
@@ -45,14 +45,14 @@ def _all_lines(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def lines(path: str) -> Ranges:
     """Lines that are not blank, their ends included."""
-    bounds, filled = _all_lines(path)
+    bounds, filled = all_lines(path)
     where = np.flatnonzero(filled)
     return bounds[where], bounds[where + 1] - bounds[where], (where + 1).astype(np.uint32)
 
 
 def paragraphs(path: str) -> Ranges:
     """Runs of lines that are not blank, their ends included."""
-    bounds, filled = _all_lines(path)
+    bounds, filled = all_lines(path)
     edges = np.diff(np.concatenate(([0], filled.astype(np.int8), [0])))
     first, past = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     return bounds[first], bounds[past] - bounds[first], (first + 1).astype(np.uint32)

@@ -7,7 +7,7 @@ positions restart in every segment.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from ptm.fields import ConfigError, lookup
 
 SEGMENTS = {"L": ("segments_BL", "positions_BL"), "I": ("input_segments_BI", "input_positions_BI")}
 State = dict[str, Any]
+Batch = dict[str, np.ndarray]
 
 
 def dim_of(name: str) -> str:
@@ -30,9 +31,11 @@ def dim_of(name: str) -> str:
 class Layout:
     """The fields of a row by dimension, and rows of padding to be filled."""
 
-    def __init__(self, featurizer: Featurizer):
-        self.lengths = dict(featurizer.lengths)
+    def __init__(self, featurizer: Featurizer, *, lengths: dict[str, int] | None = None):
+        """`lengths` may be shorter ones than the featurizer's."""
+        self.lengths = dict(lengths or featurizer.lengths)
         self.fields = dict(featurizer.fields)
+        self.max_segments = featurizer.max_segments
         self.names: dict[str, list[str]] = {}
         for name in self.fields:
             self.names.setdefault(dim_of(name), []).append(name)
@@ -66,21 +69,29 @@ class Row:
     """A row while it is filled."""
 
     def __init__(self, layout: Layout):
-        self._layout, self._segment = layout, 0
+        self._layout, self.segments = layout, 0
         self.arrays = layout.padding()
         self.used = dict.fromkeys(layout.packed, 0)
 
     def add(self, example: Example, sizes: dict[str, int], *, start: int = 0) -> None:
         """Appends `sizes` positions of the example, from `start` on, as the next segment."""
-        self._segment += 1
+        self.segments += 1
         for dim, size in sizes.items():
             at, end = self.used[dim], self.used[dim] + size
             for name in self._layout.names[dim]:
                 self.arrays[name][at:end] = example[name][start : start + size]
             segments, positions = SEGMENTS[dim]
-            self.arrays[segments][at:end] = self._segment
+            self.arrays[segments][at:end] = self.segments
             self.arrays[positions][at:end] = self._layout.count[:size]
             self.used[dim] = end
+
+    def is_full(self) -> bool:
+        """Whether a dimension is filled, or as many segments are there as may be."""
+        return self.segments == self._layout.max_segments or any(used == self._layout.lengths[dim] for dim, used in self.used.items())
+
+    def has_room(self, sizes: dict[str, int]) -> bool:
+        """Whether an example of these sizes may be added."""
+        return self.segments != self._layout.max_segments and all(self.used[dim] + size <= self._layout.lengths[dim] for dim, size in sizes.items())
 
     def add_unpacked(self, example: Example) -> None:
         """Sets the fields that have other dimensions: values of the row, or selected positions."""
@@ -150,7 +161,7 @@ class Concat:
 
     def next_row(self) -> Row | None:
         row, length = Row(self._layout), self._layout.lengths["L"]
-        while row.used["L"] < length:
+        while not row.is_full():
             if self._offset == self._size:
                 self._example = next(self._cursor, None)
                 if self._example is None:
@@ -189,14 +200,13 @@ class FirstFit:
         self._places: list[tuple[tuple[int, int], ...]] = []
 
     def next_row(self) -> Row | None:
-        lengths = self._layout.lengths
         for example in self._cursor:
             sizes, place = self._layout.sizes(example), (self._cursor.draw, self._cursor.taken - 1)
             for at, row in enumerate(self._rows):
-                if all(row.used[dim] + size <= lengths[dim] for dim, size in sizes.items()):
+                if row.has_room(sizes):
                     row.add(example, sizes)
                     self._places[at] += (place,)
-                    if any(row.used[dim] == lengths[dim] for dim in sizes):
+                    if row.is_full():
                         return self._pop(at)
                     break
             else:
@@ -209,7 +219,8 @@ class FirstFit:
         return self._pop(0) if self._rows else None
 
     def _fullness(self, at: int) -> float:
-        return max(used / self._layout.lengths[dim] for dim, used in self._rows[at].used.items())
+        row = self._rows[at]
+        return 1.0 if row.is_full() else max(used / self._layout.lengths[dim] for dim, used in row.used.items())
 
     def _pop(self, at: int) -> Row:
         del self._places[at]
@@ -280,3 +291,8 @@ PACKERS: dict[str, Callable[..., Packer]] = {"concat": Concat, "first_fit": Firs
 def make_packer(name: str, *, layout: Layout, cursor: Cursor, bins: int) -> Packer:
     """The packer of that name; `bins` rows are kept open by first_fit. Raises ConfigError where it cannot pack the layout's fields."""
     return lookup(PACKERS, name, "packing")(layout, cursor, bins=bins)
+
+
+def stack(rows: Sequence[Example]) -> Batch:
+    """Rows as one array a field."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

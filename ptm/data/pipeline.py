@@ -2,7 +2,7 @@
 
     order      draws in a global order; a logical stream p of S takes the draws p, p + S, p + 2S, ...   (mixture)
     document   read the record, keep this split's part, tokenize                                        (documents)
-    cut        a random window; or parts of max_record_tokens (ID#n), then of the featurizer's raw_length (ID@n)
+    cut        a random window; or parts of max_record_tokens (ID#n), then of the featurizer's raw_length (ID@n); a Task's records stay whole
     features   examples of one piece, with randomness keyed by (seed, id of the piece, visit)            (objectives)
     pack       examples become rows with segments and positions                                          (pack)
     finish     the featurizer makes the row ready for the device
@@ -10,6 +10,7 @@
 Each step is a pure function of what comes before it, so that the state of a stream is the place where its packer stands.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,12 @@ import numpy as np
 
 from ptm.config import Data
 from ptm.data import documents, sources
-from ptm.data.batch import Document, Example, Featurizer, keyed_rng
+from ptm.data.batch import Document, Example, Featurizer, keyed_rng, reads_records
 from ptm.data.documents import Corpus, Tokenizer
 from ptm.data.mixture import Order, Pass
-from ptm.data.pack import Cursor, Layout, dim_of, make_packer
+from ptm.data.pack import Batch, Cursor, Layout, dim_of, make_packer, stack
 from ptm.fields import ConfigError
 
-Batch = dict[str, np.ndarray]
 State = dict[str, Any]
 RANDOM_TRIES = 64
 
@@ -41,7 +41,12 @@ class Stream:
         self._first, self._step, self._shuffle = first, step, data.shuffle and isinstance(order, Order)
         self._layout = Layout(featurizer)
         self._window = (featurizer.raw_length or self._layout.lengths["L"] + 1) if windows else None
-        self._record_size = None if data.packing == "window" else data.max_record_tokens
+        whole = reads_records(featurizer)
+        if whole and data.holdout_by == "tail" and not data.validation_source:
+            raise ConfigError(
+                f"data.holdout_by=tail cuts every text in two, and {type(featurizer).__name__} reads records whole; set data.holdout_by=document."
+            )
+        self._record_size = None if whole or data.packing == "window" else data.max_record_tokens
         self._fruitless, self._found_usable = 0, False
         self.bad: frozenset[tuple[int, int]] = frozenset()
         self.rows, self.filled, self.draws = 0, 0, 0.0
@@ -117,7 +122,7 @@ class Stream:
         if spare <= 0:
             return document
         start = int(keyed_rng(self._seed, document.id, visit, "window").integers(spare + 1))
-        return Document(f"{document.id}@{start}", document.tokens_L[start : start + self._window], document.columns)
+        return dataclasses.replace(document, id=f"{document.id}@{start}", tokens_L=document.tokens_L[start : start + self._window])
 
     def _document(self, source: int, record: int) -> Document | None:
         document = self._corpus.document(source, record)
@@ -166,11 +171,6 @@ def row_packing(data: Data, featurizer: Featurizer) -> str:
     return featurizer.packing if data.packing in ("default", "window") else data.packing
 
 
-def stack(rows: Sequence[Example]) -> Batch:
-    """Rows as one array a field."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 def validation_batches(
     data: Data, *, featurizer: Featurizer, tokenizer: Tokenizer, seed: int, batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
@@ -206,5 +206,6 @@ def _batches(stream: Stream, row: Example | None, batch_size: int, chosen: list[
 
 def fingerprint(data: Data) -> str:
     """16 hex digits over the fingerprints of all sources of the training and validation splits, in order."""
-    parts = [[sources.fingerprint(sources.open_source(spec, data=data)) for spec in specs] for specs in (data.source, data.validation_source)]
+    splits = (data.source, data.validation_source)
+    parts = [[sources.fingerprint(sources.open_source(spec, data=data, number=n)) for n, spec in enumerate(specs)] for specs in splits]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

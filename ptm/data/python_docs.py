@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pydoc_data.topics import topics
 
+from ptm.data import files
+
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "__pycache__"}
 VERSION = 1  # of the extraction below; raise it when the text changes
 
@@ -26,9 +28,9 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
 
 def _modules() -> Iterator[tuple[str, str]]:
     root = sysconfig.get_paths()["stdlib"]
-    for folder, folders, files in os.walk(root):
+    for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - SKIPPED)
-        for file in sorted(files):
+        for file in sorted(names):
             if not file.endswith(".py"):
                 continue
             path = os.path.join(folder, file)
@@ -48,10 +50,9 @@ def _extract() -> list[tuple[str, str]]:
 
 
 def _cache_path() -> str:
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     # Two installations of one version may differ in their modules, so the library's folder is part of the key.
     place = hashlib.sha256(sysconfig.get_paths()["stdlib"].encode()).hexdigest()[:8]
-    return os.path.join(folder, "ptm", f"python_docs-{platform.python_version()}-{place}-{VERSION}.jsonl")
+    return os.path.join(files.cache_folder(), f"python_docs-{platform.python_version()}-{place}-{VERSION}.jsonl")
 
 
 def documents() -> list[tuple[str, str]]:

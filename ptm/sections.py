@@ -1,0 +1,248 @@
+"""The run-level sections of a config, and the resolved `Config` that holds them: every key with its default, unit, range and meaning."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from ptm import fields
+from ptm.fields import ConfigError, field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Length and size of a run."""
+
+    steps: int = field(1000, low=1, unit="steps", doc="Optimizer steps of the whole run.")
+    batch_size: int = field(32, low=1, unit="rows", doc="Rows of one optimizer step, over all devices and microbatches.")
+    microbatches: int = field(1, low=1, doc="Parts of a batch computed one after the other; gradients are those of the whole batch.")
+    ema_decay: float | None = field(None, low=0.0, high=1.0, doc="Decay per step of an exponential moving average of the parameters; None keeps none.")
+    skip_sigma: float | None = field(
+        None, low=0.0, doc="Skip steps whose loss or gradient norm is not finite or so far above the window's mean; None = never.", unit="deviations"
+    )
+    skip_window: int = field(128, low=2, unit="steps", doc="Window of the mean and deviation that skip_sigma refers to.")
+    max_skips: int = field(8, low=1, unit="steps", doc="Stop when so many steps in a row were skipped.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Where token ids come from."""
+
+    kind: str = field("sentencepiece", doc="Entry of ptm.text.TOKENIZERS: bytes, chars, sentencepiece, wordpiece, bpe or file.")
+    path: str | None = field(None, doc="Vocabulary file or folder; None builds it from the run's own training data and keeps it in the workdir.")
+    vocab_size: int = field(4096, low=1, unit="pieces", doc="Size of a vocabulary that is trained.")
+    algorithm: str = field("unigram", choices=("unigram", "bpe"), doc="Model of a sentencepiece vocabulary that is trained.")
+    lowercase: bool = field(False, doc="Lower-case the text (wordpiece, and sentencepiece that is trained).")
+    train_bytes: int = field(10_000_000, low=1, unit="bytes", doc="Text taken from the training split to train a vocabulary.")
+    train_fields: tuple[str, ...] = field(
+        ("text", "pair", "context", "target"), doc="Fields of the records whose text trains a vocabulary, as far as data.columns maps them."
+    )
+    sentinels: int = field(0, low=0, unit="pieces", doc="Sentinels <extra_id_N> for span corruption; a trained vocabulary gets them on top of vocab_size.")
+    extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
+
+
+COLUMN_ENTRY = re.compile(r"(?:(\d+):)?([^=:{}|\s]+)=\s*(\S|\S.*\S)\s*", re.DOTALL)
+
+
+def column_entries(entries: Iterable[str], *, where: str = "data") -> list[tuple[int | None, str, str]]:
+    """(number of the source, or None for all; field; column or template) of the entries of `columns`. Raises ConfigError for another form and for two of one field."""
+    found = []
+    for entry in entries:
+        match = COLUMN_ENTRY.fullmatch(entry)
+        if match is None:
+            raise ConfigError(f"{where}.columns={fields.unparse(entries)}: '{entry}' is not of the form FIELD=COLUMN, such as text=body.")
+        number, name, column = match.groups()
+        found.append((None if number is None else int(number), name, column))
+        if found[-1][:2] in [other[:2] for other in found[:-1]]:
+            raise ConfigError(f"{where}.columns={fields.unparse(entries)} maps the field '{name}' twice{f' for source {number}' if number else ''}; keep one entry.")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where documents come from and how they become rows."""
+
+    source: tuple[str, ...] = field(
+        ("python_docs:",),
+        doc="FORMAT:PATH, ...: text, jsonl, json, csv, tsv, parquet, conll, squad, parallel, chat, array_record, tfds, python_docs (what every Python has); of benchmarks"
+        " multirc, record, wsc, cluewsc, csl, chid, c3; also .gz and archive.zip/MEMBER.",
+    )
+    weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing; empty = all equal.")
+    temperature: float | None = field(
+        None, low=0.0, doc="Weights of the sources as their number of records to the power 1/temperature (Conneau et al. 2020, section 3.1); None = `weights`."
+    )
+    columns: tuple[str, ...] = field(
+        ("text=text",), doc="Map of fields to columns, as FIELD=COLUMN or FIELD=a text with {COLUMN} and {COLUMN|0=no|1=yes}, {COLUMN~0.2} rounded; N:FIELD=... for source N; FIELD.0=A,FIELD.1=B make a list."
+    )
+    document: str = field("line", choices=("line", "paragraph", "file"), doc="What one document of a text source is; a paragraph ends at an empty line.")
+    validation_source: tuple[str, ...] = field((), doc="Sources of the validation split; empty holds out a part of `source`.")
+    holdout: float = field(0.05, low=0.0, high=0.5, doc="Share held out of `source` for validation.")
+    holdout_by: str = field("document", choices=("document", "tail"), doc="Hold out documents by a hash of their text, or the last characters of each.")
+    length: int = field(128, low=2, unit="tokens", doc="Length of a row (of the decoder's row for encoder-decoders).")
+    packing: str = field(
+        "default", choices=("default", "concat", "first_fit", "window", "none"),
+        doc="How examples become rows; default = as the objective wants it, window = a random window of a document at each visit.",
+    )  # fmt: skip
+    packing_bins: int = field(32, low=1, unit="rows", doc="Rows that first-fit packing keeps open in each stream.")
+    max_record_tokens: int = field(65_536, low=2, unit="tokens", doc="Longer documents are split, with ids ID#0, ID#1, ...; not the records of a task.")
+    max_bad_records: int = field(100, low=0, unit="records", doc="Records that cannot be read are named and skipped; one more than this stops the run.")
+    streams: int | None = field(None, low=1, doc="Logical streams S; divides train.batch_size. None = the greatest common divisor of train.batch_size and 64.")
+    shuffle: bool = field(True, doc="Visit documents in a new random order each epoch.")
+    prefetch: int = field(2, low=0, unit="batches", doc="Batches prepared ahead in a background thread; 0 = none.")
+
+    def check(self, where: str) -> None:
+        if not self.source:
+            raise ConfigError(f"{where}.source is empty; give at least one source such as text:corpus/*.txt.")
+        for key, entries in (("source", self.source), ("validation_source", self.validation_source)):
+            for entry in entries:
+                if ":" not in entry:
+                    raise ConfigError(f"{where}.{key}={fields.unparse(entries)}: '{entry}' is not of the form FORMAT:PATH, such as text:corpus/*.txt.")
+        if self.weights and (len(self.weights) != len(self.source) or not sum(self.weights)):
+            given = f"{where}.weights={fields.unparse(self.weights)}"
+            raise ConfigError(f"{given} must hold one weight for each of the {len(self.source)} entries of {where}.source, not all 0.")
+        if self.temperature is not None and (self.weights or not self.temperature):
+            reason = f"and {where}.weights={fields.unparse(self.weights)} say the same in two ways; give one of them" if self.weights else "is not above 0"
+            raise ConfigError(f"{where}.temperature={self.temperature} {reason}.")
+        count = max(len(self.source), len(self.validation_source))
+        for number, _, _ in column_entries(self.columns, where=where):
+            if number is not None and number >= count:
+                raise ConfigError(f"{where}.columns has an entry for source {number}; there are {count}, numbered from 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Update rule; patterns are regular expressions matched against whole parameter paths such as decoder/layers/mlp/wi/kernel."""
+
+    name: str = field("adamw", doc="Entry of ptm.optim.OPTIMIZERS: adamw, adafactor, lamb, lion, sgd, muon.")
+    learning_rate: float = field(1e-3, low=0.0, doc="Peak learning rate.")
+    weight_decay: float = field(0.01, low=0.0, doc="Decoupled weight decay, multiplied by the learning rate.")
+    no_decay: tuple[str, ...] = field((".*/bias", ".*/scale", ".*norm.*"), doc="Patterns of parameters that are not decayed.")
+    b1: float = field(0.9, low=0.0, high=1.0, doc="Decay of the first moment (momentum of sgd and muon).")
+    b2: float = field(0.999, low=0.0, high=1.0, doc="Decay of the second moment.")
+    eps: float = field(1e-8, low=0.0, doc="Added to the root of the second moment.")
+    clip_norm: float | None = field(1.0, low=0.0, doc="Largest global norm of the gradient; None never clips.")
+    layerwise_decay: float = field(1.0, low=0.0, high=1.0, doc="Factor of the learning rate from each layer to the one below it (ELECTRA, appendix); 1 = none.")
+    freeze: tuple[str, ...] = field((), doc="Patterns of parameters that stay as they are; (?!tag_head|bilstm).* = all but these two.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over the steps, as a factor of the peak."""
+
+    name: str = field("cosine", doc="Entry of ptm.optim.SCHEDULES: constant, linear, cosine, rsqrt, wsd.")
+    warmup_steps: int = field(0, low=0, unit="steps", doc="Linear warm-up from 0.")
+    final_factor: float = field(0.0, low=0.0, high=1.0, doc="Factor of the peak at the last step (linear, cosine, wsd).")
+    decay_share: float = field(0.2, low=0.0, high=1.0, doc="Share of the run that wsd decays over.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices and how arrays lie on them; the product of the axes is the number of devices, one axis may be -1."""
+
+    preset: str = field("fsdp+tp", doc="Row of ptm.parallel.RULES: dp, fsdp, tp, fsdp+tp, sp.")
+    data: int = field(-1, low=-1, unit="devices", doc="Axis over which only the batch is split.")
+    fsdp: int = field(1, low=-1, unit="devices", doc="Axis over which the batch and the parameters are split.")
+    tensor: int = field(1, low=-1, unit="devices", doc="Axis over which heads, feed-forward and vocabulary are split.")
+    sequence: int = field(1, low=-1, unit="devices", doc="Axis over which the length is split.")
+
+    def check(self, where: str) -> None:
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}
+        if 0 in sizes.values() or sum(size == -1 for size in sizes.values()) > 1:
+            given = ", ".join(f"{where}.{axis}={size}" for axis, size in sizes.items())
+            raise ConfigError(f"{given}; allowed: positive numbers, and -1 (the devices that are left) at most once.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the same mathematics is computed; nothing here changes what a run means."""
+
+    dtype: str = field("float32", choices=("float32", "bfloat16"), doc="Type of activations; parameters and losses stay float32.")
+    attention: str = field("auto", choices=("auto", "xla", "chunked", "cudnn"), doc="Attention backend; auto picks by device, mask and length.")
+    attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries computed at once by the chunked backend.")
+    scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
+    remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
+    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits exist at once.")
+    cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is kept of a run. The last step is always saved."""
+
+    every: int = field(500, low=1, unit="steps", doc="Save each time so many steps are done.")
+    keep_latest: int = field(2, low=1, unit="checkpoints", doc="Newest checkpoints that are kept.")
+    keep_best: int = field(1, low=0, unit="checkpoints", doc="Best checkpoints by `metric` that are kept besides.")
+    metric: str = field("validation/loss", doc="Eval metric that keep_best compares.")
+    mode: str = field("min", choices=("min", "max"), doc="Whether a smaller or a larger metric is better.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is written while a run goes on."""
+
+    every: int = field(10, low=1, unit="steps", doc="Write a row of metrics each time so many steps are done.")
+    writers: tuple[str, ...] = field(("tensorboard",), doc="Writers besides metrics.jsonl: entries of ptm.log.WRITERS.")
+    norms: bool = field(False, doc="Norms of gradient, parameters and update per parameter group in each row.")
+    profile: tuple[int, ...] = field((), low=0, unit="steps", doc="First and last step of a profiler trace; empty = none.")
+
+    def check(self, where: str) -> None:
+        if self.profile and (len(self.profile) != 2 or self.profile[0] > self.profile[1]):
+            raise ConfigError(f"{where}.profile={fields.unparse(self.profile)}; allowed: two steps FIRST,LAST with FIRST <= LAST, or nothing.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOfInit:
+    """Stands for the model in recipes that take it, and its tokenizer, from what `init` names (ptm.specs.adopt)."""
+
+    name: ClassVar[str] = "of_init"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adaptation (Hu et al. 2021): matrices of the model move by alpha / rank * A B alone. Patterns are as those of `optimizer`."""
+
+    rank: int | None = field(None, low=1, doc="Rank of the change of a matrix; None trains the matrices themselves.")
+    alpha: float = field(16.0, low=0.0, doc="The change is multiplied by alpha / rank.")
+    targets: tuple[str, ...] = field((".*/(query|value)/kernel",), doc="Patterns of kernels that move; .* = all but those that `train` trains.")
+    train: tuple[str, ...] = field(
+        ("(pooler|pair_head|classify_head|tag_head|qa_head|hidden_projection|layer_mix|bilstm)/.*",),
+        doc="Patterns of parameters that are trained themselves; all others stay as they are.",
+    )  # fmt: skip
+
+
+SECTIONS: dict[str, type] = {
+    "train": Train, "data": Data, "tokenizer": Tokenizer, "optimizer": Optimizer, "schedule": Schedule, "lora": Lora,
+    "mesh": Mesh, "compute": Compute, "checkpoint": Checkpoint, "log": Log,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, resolved: `model`, `objective` and the values of `evals` are the Config dataclasses of their entries."""
+
+    seed: int = field(0, low=0, high=2**31 - 1, doc="Seed of initialisation, data order, masking and dropout.")
+    init: str = field(
+        "scratch", doc="Where parameters start: scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION]; scratch:SPEC = fresh ones for SPEC's model. "
+        "Of an encoder_decoder also ENCODER+DECODER, each such a spec or scratch; a single one of an encoder or decoder serves both sides."
+    )
+    model: Any
+    objective: Any
+    evals: dict[str, Any]
+    train: Train
+    data: Data
+    tokenizer: Tokenizer
+    optimizer: Optimizer
+    schedule: Schedule
+    lora: Lora
+    mesh: Mesh
+    compute: Compute
+    checkpoint: Checkpoint
+    log: Log
+
+
+TOP_LEVEL = tuple(f.name for f in dataclasses.fields(Config) if f.metadata)
+
+
+def init_specs(init: str) -> tuple[str, ...]:
+    """The specs that `init` names: one, or that of an encoder-decoder's encoder and that of its decoder."""
+    return tuple(re.split(r"\+(?=(?:ckpt|hf|hub):|scratch$)", init))
