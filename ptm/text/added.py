@@ -35,13 +35,13 @@ class Added:
             self._pipeline.normalizer = normalizer
         self._pipeline.add_tokens([AddedToken(piece, single_word=word, normalized=normalizer is not None) for word, piece in zip(whole, self.pieces)])
 
-    def split(self, text: str) -> list[str | int]:
-        """A text as ids of added pieces and the texts between them, none of which is empty."""
-        parts: list[str | int] = []
+    def split(self, text: str) -> list[tuple[str | int, int, int]]:
+        """A text as (part, start, end): ids of added pieces and the texts between them, none of which is empty, and where they stand in it."""
+        parts: list[tuple[str | int, int, int]] = []
         end = 0
         found = self._pipeline.encode(text)
         for number, (start, stop) in zip(found.ids, found.offsets):
             if number:
-                parts += [text[end:start], self._first_id + number - 1]
+                parts += [(text[end:start], end, start), (self._first_id + number - 1, start, stop)]
                 end = stop
-        return [part for part in [*parts, text[end:]] if part != ""]
+        return [part for part in [*parts, (text[end:], end, len(text))] if part[0] != ""]

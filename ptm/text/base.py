@@ -5,10 +5,12 @@ bytes that each id stands for, so that decoding, word starts and bits per byte a
 """
 
 import abc
+import functools
 import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -174,8 +176,64 @@ class Tokenizer(abc.ABC):
         """
         if not self.num_added:
             return self._encode(text)
-        parts = self._added.split(text)
+        parts = [part for part, _, _ in self._added.split(text)]
         return np.concatenate([self._encode(part) if isinstance(part, str) else [part] for part in parts] or [[]]).astype(np.int32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, starts, ends): the ids of `encode`, and the characters text[start:end] of the text as it was given that each stands for (int32).
+
+        Neither starts nor ends ever step back. A token that spells a part of a character has the whole of it, one that spells nothing of the text (a space
+        put before it, say) an empty place. What a tokenizer drops, such as spaces between words, belongs to no token, but accents written as characters of
+        their own belong to the token of their letter.
+        """
+        parts = self._added.split(text) if self.num_added else [(text, 0, len(text))]
+        ids, starts, ends = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        for part, start, end in parts:
+            found = self._encode_with_offsets(part) if isinstance(part, str) else ([part], [0], [end - start])
+            ids.append(np.asarray(found[0], np.int32))
+            starts.append(np.asarray(found[1], np.int32) + start)
+            ends.append(np.asarray(found[2], np.int32) + start)
+        starts, ends = np.concatenate(starts), np.concatenate(ends)
+        if not text.isascii():
+            following, given = np.append(starts[1:], len(text)), np.append(ends, -1)
+            for token in reversed(np.flatnonzero(ends > starts)):
+                if given[token] == given[token + 1]:
+                    ends[token] = ends[token + 1]
+                while ends[token] < following[token] and unicodedata.combining(text[ends[token]]):
+                    ends[token] += 1
+        return np.concatenate(ids), starts, ends
+
+    def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """(ids, starts, ends) of a text without added pieces; here of kinds whose tokens spell the text byte by byte."""
+        ids = self._encode(text)
+        return ids, *spelled_offsets(text, self.token_bytes[ids])
+
+    def encode_words(self, words: Sequence[str]) -> list[np.ndarray]:
+        """Ids (int32) of each word of a text, those that it has in the running text (boundaries.running_text); none for a word that the tokenizer drops.
+
+        All together they are the ids of that text, unless a piece spans two words, as sentencepiece has them in Chinese: here none does.
+        """
+        spaces = boundaries.spaces_before(words)
+        if not self.keeps_spaces:
+            return [self.encode(word) for word in words]
+        if self._strip_prefix:  # a space is put before each text anyway
+            return [self.encode(word) if space or n == 0 else self._without_space(word) for n, (space, word) in enumerate(zip(spaces, words))]
+        if self.space_leads:
+            return [self.encode(" " * space + word) for space, word in zip(spaces, words)]
+        return [self.encode(word + " " * space) for space, word in zip([*spaces[1:], False], words)]
+
+    def _without_space(self, word: str) -> np.ndarray:
+        """Ids of a word with its first piece but for the space that was put before it, where there is such a piece."""
+        ids = self.encode(word)
+        first = self._texts[ids[0]] if len(ids) else b""
+        if not first.startswith(b" "):
+            return ids
+        bare = self._ids_of_texts[first[1:]] if first[1:] in self._ids_of_texts else ids[0]
+        return ids[1:] if first == b" " else np.append(np.int32(bare), ids[1:])
+
+    @functools.cached_property
+    def _ids_of_texts(self) -> dict[bytes, int]:
+        return {text: i for i, text in enumerate(self._texts) if text}
 
     @abc.abstractmethod
     def _encode(self, text: str) -> np.ndarray:
@@ -265,6 +323,15 @@ class Tokenizer(abc.ABC):
 def fingerprint_of(*, kind: str, options: dict, hashes: dict[str, str]) -> str:
     """sha256 over what determines ids: the kind, its options and the sha256 of each vocabulary file by its name."""
     return hashlib.sha256(json.dumps([kind, options, hashes], sort_keys=True).encode()).hexdigest()
+
+
+def spelled_offsets(text: str, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends) in characters of consecutive pieces of a text, whose UTF-8 bytes have these `widths`."""
+    _, char_widths = boundaries.code_points(text.encode())
+    char_of_byte = np.repeat(np.arange(len(text)), char_widths)
+    last = np.cumsum(widths)
+    assert not widths.size or last[-1] == char_of_byte.size, "pieces spell the text"
+    return char_of_byte[last - widths], char_of_byte[last - 1] + 1
 
 
 def text_of(data: bytes, *, what: str) -> str:

@@ -31,6 +31,21 @@ def is_cjk(code_points: np.ndarray) -> np.ndarray:
     return np.any([(code_points >= low) & (code_points <= high) for low, high in CJK], axis=0)
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def _is_chinese(char: str) -> bool:
+    return bool(is_cjk(np.array([ord(char)]))[0])
+
+
+def spaces_before(words: Sequence[str]) -> list[bool]:
+    """Before which words of a text a space stands: all but the first, those beside Chinese characters, and those beside an empty word."""
+    return [bool(a and b) and not (_is_chinese(a[-1]) or _is_chinese(b[0])) for a, b in itertools.pairwise(["", *words])]
+
+
+def running_text(words: Sequence[str]) -> str:
+    """The text that words make."""
+    return "".join(" " * space + word for space, word in zip(spaces_before(words), words))
+
+
 def code_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Characters of UTF-8 bytes, as numbers, and the bytes that each takes; a stray byte is one surrogate of width 1."""
     chars = np.frombuffer(data.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), "<u4")

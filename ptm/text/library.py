@@ -1,16 +1,17 @@
 """A tokenizer.json of the tokenizers library, read as it is."""
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer as Pipeline
 
 from ptm.fields import ConfigError
-from ptm.text.base import Tokenizer, text_of
+from ptm.text.base import Tokenizer, spelled_offsets, text_of
 from ptm.text.bpe import readable, spelled_bytes
 from ptm.text.sentencepiece import SPACE
-from ptm.text.wordpiece import join_punctuation, word_text
+from ptm.text.wordpiece import join_punctuation, library_offsets, word_text
 
 
 class FileTokenizer(Tokenizer):
@@ -61,6 +62,17 @@ class FileTokenizer(Tokenizer):
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text, without the special pieces that the file's post-processor would add."""
         return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """Ids and where they stand, as the library follows them through the file's own normalisation."""
+        ids, starts, ends = library_offsets(self._pipeline, text)
+        turns = np.flatnonzero(np.diff(starts, prepend=-1) | np.diff(ends, prepend=-1))
+        for first, last in itertools.pairwise([*turns, len(ids)]):
+            # Bytes of several characters without a piece all have the place of these together.
+            where, widths = text[starts[first] : ends[first]], self.token_bytes[ids[first:last]]
+            if last > first + 1 and widths.sum() == len(where.encode()):
+                starts[first:last], ends[first:last] = np.add(spelled_offsets(where, widths), starts[first])
+        return ids, starts, ends
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text as the kind of the model has it: exact for byte-level BPE, words joined by spaces for WordPiece."""

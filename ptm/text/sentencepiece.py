@@ -3,18 +3,64 @@
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 from tokenizers import normalizers
 
 from ptm.fields import ConfigError
-from ptm.text.base import SPECIALS, Tokenizer, refuse_large, refuse_small
+from ptm.text.base import SPECIALS, Tokenizer, refuse_large, refuse_small, spelled_offsets
 
 SPACE = "▁"
 CHUNK = 4096  # characters of one training sentence; the trainer's longest, in bytes, follows from it
 PROBE = "  \ta\n\u00a0é ﬁ "  # comes back unchanged from a model that normalises nothing
+
+
+class Traced(NamedTuple):
+    """Characters that were made of a text, and the characters text[start:end] that each was made of."""
+
+    chars: str
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, text: str) -> "Traced":
+        """A text as it is."""
+        return cls(text, np.arange(len(text)), np.arange(len(text)) + 1)
+
+    def each(self, parts: Sequence[str]) -> "Traced":
+        """The characters with `parts` in their places, one a character, of any length."""
+        counts = [len(part) for part in parts]
+        return Traced("".join(parts), np.repeat(self.starts, counts), np.repeat(self.ends, counts))
+
+    def lower(self) -> "Traced":
+        """Lower-cased as str.lower does it, which looks around before it chooses one of the two small sigmas."""
+        return self.each([char.lower() for char in self.chars])._replace(chars=self.chars.lower())
+
+    def cleaned(self) -> "Traced":
+        """What `_clean` makes of the characters."""
+        kept = [n for n, char in enumerate(self.chars) if not char.isspace() or n and not self.chars[n - 1].isspace()]
+        traced = Traced("".join(" " if self.chars[n].isspace() else self.chars[n] for n in kept), self.starts[kept], self.ends[kept])
+        if traced.chars.endswith(" "):
+            traced = Traced(traced.chars[:-1], traced.starts[:-1], traced.ends[:-1])
+        for quotes in ("``", "''"):
+            traced = traced._quoted(quotes)
+        parts = [unicodedata.normalize("NFKD", char) for char in traced.chars]
+        return traced.each(["".join(c for c in part if not unicodedata.combining(c)) for part in parts])
+
+    def _quoted(self, quotes: str) -> "Traced":
+        firsts = np.array([match.start() for match in re.finditer(quotes, self.chars)], int)
+        kept = np.setdiff1d(np.arange(len(self.chars)), firsts + 1)
+        ends = self.ends.copy()
+        ends[firsts] = self.ends[firsts + 1]
+        return Traced(self.chars.replace(quotes, '"'), self.starts[kept], ends[kept])
+
+    def places(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places among these characters as places in the text that they were made of."""
+        begun = np.append(self.starts, self.ends[-1:] if len(self.ends) else 0)
+        return begun[starts], np.where(ends > starts, self.ends[ends - 1] if len(self.ends) else 0, begun[starts])
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -89,18 +135,58 @@ class SentencePieceTokenizer(Tokenizer):
         first, *rest = [self._model.encode(part) for part in text.split(SPACE)]
         return np.array(first + [i for part in rest for i in self._space_ids + part], np.int32)
 
+    def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """Ids and where they stand; characters that are one unknown piece have its place together."""
+        traced = Traced.of(text)
+        if self._cleans:
+            traced = traced.cleaned()
+        if self._lowercases:
+            traced = traced.lower()
+        if self._space_ids is not None:
+            ids = self._encode(text)
+            return ids, *traced.places(*spelled_offsets(traced.chars, self.token_bytes[ids]))
+        found = self._model.encode(traced.chars, return_type="offset_mapping")
+        ids, pieces, places = found["ids"], found["pieces"], np.array(found["offsets"], np.int32).reshape(-1, 2)
+        # The model gives a character's place to the last of its bytes or letters alone: here to all of them.
+        for token in reversed(range(len(ids) - 1)):
+            if places[token, 0] == places[token, 1] and pieces[token] != SPACE:
+                places[token, 1] = places[token + 1, 1]
+        spelled = np.cumsum([1 if self._model.is_byte(i) else len(_letters(piece).encode()) for i, piece in zip(ids, pieces)])
+        for token, (_, end) in enumerate(places):
+            if end < len(traced.chars) and len(unicodedata.normalize("NFKC", traced.chars[end])) > 1:
+                places[token, 1] += len(_letters(self._model.normalize(traced.chars[:end])).encode()) < spelled[token]
+        if self._cleans:
+            numbers = list(map(self._number, pieces))
+            ids = [self._model.piece_to_id(part) for parts in numbers for part in parts]
+            places = np.array([place for parts, (start, end) in zip(numbers, places) for place in _shared(parts, start, end)], np.int32).reshape(-1, 2)
+        return ids, *traced.places(*places.T)
+
     def _split_numbers(self, text: str) -> list[int]:
         """Ids with the comma after a digit as a piece of its own, as ALBERT's and XLNet's `encode_pieces` give them."""
-        ids = []
-        for piece in self._model.encode(text, out_type=str):
-            parts = [piece]
-            if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
-                parts = self._model.encode(piece[:-1].replace(SPACE, ""), out_type=str)
-                if not piece.startswith(SPACE) and parts[0].startswith(SPACE):
-                    parts = [part for part in (parts[0][1:], *parts[1:]) if part]
-                parts.append(",")
-            ids += [self._model.piece_to_id(part) for part in parts]
-        return ids
+        return [self._model.piece_to_id(part) for piece in self._model.encode(text, out_type=str) for part in self._number(piece)]
+
+    def _number(self, piece: str) -> list[str]:
+        """The pieces that a piece becomes if it is a number with a comma behind it; else the piece."""
+        if len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
+            return [piece]
+        parts = self._model.encode(piece[:-1].replace(SPACE, ""), out_type=str)
+        if not piece.startswith(SPACE) and parts[0].startswith(SPACE):
+            parts = [part for part in (parts[0][1:], *parts[1:]) if part]
+        return [*parts, ","]
+
+
+def _letters(piece: str) -> str:
+    return piece.replace(SPACE, "")
+
+
+def _shared(parts: Sequence[str], start: int, end: int) -> list[tuple[int, int]]:
+    """The places of pieces that share one, each as long as its letters, from the end on; the first has what is left."""
+    places = []
+    for part in reversed(parts[1:]):
+        before = max(start, end - len(_letters(part)))
+        places.append((before, end))
+        end = before
+    return [(start, end), *reversed(places)]
 
 
 def _clean(text: str) -> str:

@@ -1,7 +1,7 @@
 """Vocabularies without a model: the 256 bytes, and the characters of a text."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -72,3 +72,7 @@ class CharTokenizer(Tokenizer):
                 "Build it from text that holds all characters, or with special pieces."
             ) from None
         return np.array(ids, np.int32)
+
+    def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """One character an id; <unk> stands for one too."""
+        return self._encode(text), np.arange(len(text)), np.arange(len(text)) + 1

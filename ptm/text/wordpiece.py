@@ -1,7 +1,7 @@
 """WordPiece vocabularies as BERT uses them (Devlin et al. 2019)."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer as Pipeline
@@ -22,6 +22,13 @@ def word_text(name: str, *, continues: bool) -> bytes:
     """Bytes that a piece (without its prefix) stands for: a word's are those with the space before it, but before Chinese characters is none."""
     bare = continues or not name or is_cjk(np.array([ord(name[0])]))[0]
     return name.encode() if bare else b" " + name.encode()
+
+
+def library_offsets(pipeline: Pipeline, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """(ids, starts, ends) of a text as the tokenizers library has them."""
+    found = pipeline.encode(text, add_special_tokens=False)
+    offsets = np.array(found.offsets, np.int32).reshape(-1, 2)
+    return found.ids, offsets[:, 0], offsets[:, 1]
 
 
 def join_punctuation(text: str) -> str:
@@ -79,6 +86,10 @@ class WordPieceTokenizer(Tokenizer):
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text as the reference gives them, without [CLS] and [SEP]."""
         return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """Ids and where they stand; [UNK] has a whole word."""
+        return library_offsets(self._pipeline, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words joined by spaces, punctuation and Chinese characters without; special ids as for other kinds."""
