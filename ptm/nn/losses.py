@@ -65,6 +65,11 @@ def cross_entropy_and(
     return total, jax.tree.map(join, seen)
 
 
+def uniform_nats(logits: jax.Array, hidden: Any) -> jax.Array:
+    """Cross entropy in nats of a choice of all pieces alike against logits [..., V]: what smoothed labels add (Szegedy et al. 2016, section 7)."""
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+
+
 def divergence(
     logits_of: Callable[[Any], jax.Array], teacher_logits_of: Callable[[Any], jax.Array], hidden_BLD: jax.Array, teacher_BLD: jax.Array, weights_BL: jax.Array,
     *, temperature: float, chunk: int,

@@ -2,7 +2,25 @@
 
 from typing import Any, NamedTuple
 
-from ptm.objectives import causal, classify, denoising, distillation, mixture, mlm, pairs, permutation, prefix, rtd, span_corruption, ul2
+from ptm.objectives import (
+    causal,
+    choose,
+    classify,
+    denoising,
+    distillation,
+    mixture,
+    mlm,
+    pairs,
+    permutation,
+    prefix,
+    regress,
+    rtd,
+    seq2seq,
+    span_corruption,
+    span_qa,
+    tag,
+    ul2,
+)  # fmt: skip
 from ptm.objectives.mixture import Mixture
 from ptm.objectives.protocol import Objective
 
@@ -25,6 +43,11 @@ OBJECTIVES: dict[str, Entry] = {
     "denoising": Entry(denoising.Config, denoising.Denoising),
     "ul2": Entry(ul2.Config, ul2.UL2),
     "classify": Entry(classify.Config, classify.Classify),
+    "regress": Entry(regress.Config, regress.Regress),
+    "choose": Entry(choose.Config, choose.Choose),
+    "tag": Entry(tag.Config, tag.Tag),
+    "span_qa": Entry(span_qa.Config, span_qa.SpanQA),
+    "seq2seq": Entry(seq2seq.Config, seq2seq.Seq2Seq),
     "mixture": Entry(mixture.Config, Mixture),
     "distillation": Entry(distillation.Config, distillation.Distillation),
 }

@@ -77,7 +77,7 @@ class Taught:
             )
         self.part, self.config = part, config
         self.kinds, self.mask, self.fields, self.lengths, self.packing = part.kinds, part.mask, part.fields, part.lengths, part.packing
-        self.raw_length, self.visits, self.target_positions = part.raw_length, part.visits, part.target_positions
+        self.raw_length, self.max_segments, self.visits, self.target_positions = part.raw_length, part.max_segments, part.visits, part.target_positions
         self.features, self.finish, self.init_carry = part.features, part.finish, part.init_carry
         added = {"soft": config.soft, "hidden": config.hidden}
         self.coefficients = {term: config.hard * c for term, c in part.coefficients.items()} | {term: c for term, c in added.items() if c}

@@ -16,8 +16,11 @@ import numpy as np
 from ptm.data.batch import Document, Draw, Example, Field
 from ptm.fields import ConfigError, field, nearest, parse, sections, unparse
 from ptm.models import Model
+from ptm.nn.heads import head_names
 from ptm.objectives.protocol import Aux, Batch, Objective
 from ptm.objectives.tokens import TokenObjective
+
+TASK_HEADS = ("classify", "tag", "qa")  # heads whose outputs mean what one task says
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Blend:
         self._names = list(dict.fromkeys(part.name for part in parts))
         self._shares = np.array([part.weight for part in parts]) / sum(part.weight for part in parts)
         self.lengths, self.packing, self.visits, self.raw_length = lengths, self._lead.packing, self._lead.visits, None
+        self.max_segments = self._lead.max_segments
         self.heads, self.mask, self.coefficients = self._lead.heads, self._lead.mask, self._lead.coefficients
         self.target_positions = self._lead.target_positions
         self.fields = {**self._lead.fields, **({"part_BL": Field()} if len(self._names) > 1 else {})}
@@ -94,7 +98,7 @@ class Blend:
         while start < len(doc.tokens_L):
             part = self._parts[rng.choice(len(self._parts), p=self._shares)]
             size = part.objective.raw_length or len(doc.tokens_L)
-            piece = Document(f"{doc.id}@{number}", doc.tokens_L[start : start + size], doc.columns)
+            piece = dataclasses.replace(doc, id=f"{doc.id}@{number}", tokens_L=doc.tokens_L[start : start + size])
             for example in part.objective.features(piece, rng=rng, draw=draw):
                 if "part_BL" in self.fields:
                     example = {**example, "part_BL": np.full(len(example["tokens_BL"]), self._names.index(part.name), np.int32)}
@@ -142,6 +146,13 @@ class Mixture:
     def __init__(self, config: Config, *, objectives: dict[str, Objective]) -> None:
         """`objectives` are those of the config's parts, by their names."""
         self.parts = tuple(Part(name, objective, config.weight(name)) for name, objective in objectives.items())
+        for head in TASK_HEADS:
+            sharing = [part.name for part in self.parts if head in head_names(part.objective.heads)]
+            if len(sharing) > 1:
+                raise ConfigError(
+                    f"the parts {', '.join(sharing)} of objective.parts all need the head {head}, and a model has one of a name. Train one of them, or give all "
+                    "of them to objective seq2seq as text, with a prefix that names the task (Raffel et al. 2020, section 2.4)."
+                )
         groups: dict[Any, list[Part]] = {}
         for part in self.parts:
             groups.setdefault(_signature(part.objective), []).append(part)

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ptm.fields import field
-from ptm.objectives.conditional import Conditional, OneRowConfig
+from ptm.objectives.conditional import Conditional, ConditionalConfig, OneRowConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(OneRowConfig):
+class Config(ConditionalConfig, OneRowConfig):
     """Options of prefix language modelling."""
 
     name: ClassVar[str] = "prefix"

@@ -1,11 +1,13 @@
 """What an objective is: the only place where data meets model."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import numpy as np
 
-from ptm.data.batch import Featurizer
+from ptm.data.batch import Document, Featurizer
 from ptm.models import Model
 
 Batch = dict[str, jax.Array]
@@ -42,4 +44,27 @@ class Objective(Featurizer, Protocol):
 
     def loss(self, model: Model, params: Any, batch: Batch, *, rng: jax.Array | None, carry: Any, train: bool) -> tuple[dict[str, jax.Array], Aux, Any]:
         """Sum of each term over the batch, what else is reported, and the carry for the next batch."""
+        ...
+
+
+@runtime_checkable
+class Task(Objective, Protocol):
+    """An objective that answers questions about records: fine-tuning.
+
+    Answers are made from rows of one example each. `features` accepts documents without what is to be predicted, as `ptm predict` has them.
+    """
+
+    columns: tuple[str, ...]  # fields besides `text` that records must have to train
+    metrics: tuple[str, ...]  # entries of ptm.metrics.METRICS that answers are measured by
+
+    def outputs(self, model: Model, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What `answer` needs of a batch of rows, arrays of [rows, ...]; compiled once for each shape of a batch."""
+        ...
+
+    def answer(self, doc: Document, outputs: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """The answer about a document, ready for JSON, from the outputs of its examples in the order of `features`: `prediction` is what metrics compare."""
+        ...
+
+    def reference(self, doc: Document) -> Any:
+        """What metrics compare an answer's `prediction` with; None if the record does not tell."""
         ...

@@ -9,19 +9,24 @@ import numpy as np
 
 from ptm.data.batch import Example
 from ptm.models import Model
-from ptm.nn.losses import cross_entropy
+from ptm.nn.losses import cross_entropy_and, uniform_nats
 from ptm.nn.stack import Output
 from ptm.objectives.protocol import Aux, Batch
 
 
 class TokenObjective:
-    """Base of objectives whose terms are `tokens` (negative log-likelihood, nats) and, if asked for, `z` (Chowdhery et al. 2022, section 5)."""
+    """Base of objectives whose terms are `tokens` (negative log-likelihood, nats) and, if asked for, `z` (Chowdhery et al. 2022, section 5) and `smoothing`.
+
+    A target smoothed by s is the true token with 1 - s and all tokens alike with s (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4), whose
+    cross entropy is (1 - s) * tokens + s * smoothing. So `tokens` is the likelihood of the text whatever s is, and perplexities stay comparable.
+    """
 
     mask: str
     heads: tuple[str, ...]
+    max_segments: int | None = None
 
-    def __init__(self, *, z_loss: float, token_bytes: np.ndarray) -> None:
-        self.coefficients = {"tokens": 1.0, **({"z": z_loss} if z_loss else {})}
+    def __init__(self, *, z_loss: float, token_bytes: np.ndarray, smoothing: float = 0.0) -> None:
+        self.coefficients = {"tokens": 1.0 - smoothing, **({"z": z_loss} if z_loss else {}), **({"smoothing": smoothing} if smoothing else {})}
         self._token_bytes = token_bytes
 
     def finish(self, row: Example) -> Example:
@@ -45,8 +50,13 @@ class TokenObjective:
         """Sums of the terms of tokens, and what else is reported, of a batch whose hidden states are given."""
         hidden, targets, weights = self.select(out.hidden_BLD, batch)
         logits_of = functools.partial(model.logits, params, head=self.heads[0])
-        sums = cross_entropy(logits_of, hidden, targets, weights, chunk=model.module.context.loss_chunk)
+        smoothed = "smoothing" in self.coefficients
+        sums, nats = cross_entropy_and(
+            logits_of, hidden, targets, weights, chunk=model.module.context.loss_chunk, read=uniform_nats if smoothed else lambda logits, hidden: None
+        )
         totals = {"tokens": sums.nll, **({"z": sums.log_z_squared} if "z" in self.coefficients else {})}
+        if smoothed:
+            totals["smoothing"] = jnp.sum(nats * weights)
         # Bits per byte: a token's bytes are those of the text that it stands for; special tokens stand for none.
         num_bytes = jnp.sum(jnp.asarray(self._token_bytes, jnp.float32)[targets] * weights)
         ratios = {"accuracy": (sums.correct, jnp.sum(weights)), "bits_per_byte": (sums.nll / jnp.log(2.0), num_bytes)}

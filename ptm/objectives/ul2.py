@@ -8,7 +8,7 @@ import numpy as np
 
 from ptm.fields import ConfigError, field, unparse
 from ptm.objectives import denoising
-from ptm.objectives.conditional import OneRowConfig
+from ptm.objectives.conditional import ConditionalConfig, OneRowConfig
 from ptm.objectives.denoising import Denoising
 from ptm.objectives.mixture import Blend, Part
 
@@ -16,7 +16,7 @@ MODES = {"r": "[NLU]", "s": "[S2S]", "x": "[NLG]"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(OneRowConfig):
+class Config(ConditionalConfig, OneRowConfig):
     """Options of UL2: spans and rates of its table 1, and weights that give each mode about a third.
 
     Item n of `mean_spans`, `rates` and `weights` is span corruption number n.
