@@ -1,32 +1,37 @@
 """The objective's own loss and ratios on the validation split: every row once, sums before the division."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from ptm.evals.protocol import EvalConfig, Measured, rows_of
 from ptm.fields import field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EvalConfig):
     """When and how much to evaluate."""
 
     name: ClassVar[str] = "loss"
+    of_objective: ClassVar[bool] = True
 
-    every: int = field(500, low=1, unit="steps", doc="Evaluate each time so many steps are done, and after the last.")
-    batch_size: int | None = field(None, low=1, unit="rows", doc="Rows of a batch; None = train.batch_size.")
     batches: int | None = field(None, low=1, doc="Evaluate so many batches at most; None = the whole split.")
 
 
-def evaluate(batches: Iterable[Any], *, params: Any, eval_step: Callable[[Any, Any], Any], coefficients: dict[str, float]) -> dict[str, float]:
-    """{loss, loss/TERM, perplexity, RATIO, tokens} over device `batches`, added up in float64."""
+def require(options: Config, *, run: Any) -> None:
+    """Refuses a split without rows."""
+    run.validation(rows_of(options, run), data=options.data(run.config.data))
+
+
+def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
+    """{loss, loss/TERM, perplexity, RATIO, tokens}, added up in float64."""
     sums: Any = None
-    for batch in batches:
-        totals, weights, aux = eval_step(params, batch)
+    for batch in itertools.islice(run.validation(rows_of(options, run), data=options.data(run.config.data)), options.batches):
+        totals, weights, aux = run.eval_step(params, batch)
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get((totals, weights, aux.ratios)))
         sums = part if sums is None else jax.tree.map(np.add, sums, part)
     totals, weights, ratios = sums
@@ -34,6 +39,7 @@ def evaluate(batches: Iterable[Any], *, params: Any, eval_step: Callable[[Any, A
     def divide(total: Any, weight: Any) -> float:
         return float(total / weight) if weight else 0.0
 
+    coefficients = run.objective.coefficients
     terms = {term: divide(totals[term], weights[term]) for term in coefficients}
     result = {"loss": sum(c * terms[term] for term, c in coefficients.items())}
     if len(terms) > 1:
@@ -42,4 +48,4 @@ def evaluate(batches: Iterable[Any], *, params: Any, eval_step: Callable[[Any, A
     result["perplexity"] = math.exp(min(of_tokens, 700.0))
     result |= {name: divide(total, weight) for name, (total, weight) in ratios.items()}
     result["tokens"] = float(weights["tokens"] if "tokens" in weights else next(iter(weights.values())))
-    return result
+    return Measured(result)
