@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -10,6 +11,8 @@ from ptm import hf, specs, tree, weights
 from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.hf import check, files, transfer, vocabulary
+from ptm.objectives.classify import Classify
+from ptm.objectives.tag import Tag
 from ptm.run import Run
 
 # Heads by the top-level names of their parameters.
@@ -80,7 +83,7 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
         ids["decoder_start_token_id"] = this.tokenizer.pad_id
     with files.fresh(target) as folder:
         for name, exported in written.items():
-            files.write(folder / name, {**ids, "dtype": dtype, **exported.config}, exported.tensors, dtype=dtype)
+            files.write(folder / name, {**ids, "dtype": dtype, **exported.config, **_label_names(this, exported.heads)}, exported.tensors, dtype=dtype)
         classes, max_length = hf.family_of(this.model.config).tokenizers, this.model.config.max_length
         notes = [vocabulary.write(this.tokenizer, folder / name, classes=classes, max_length=max_length) for name in {"": None, **written}]
         same = not compare or _same(folder)
@@ -91,6 +94,13 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     for note in dict.fromkeys([*(note for exported in written.values() for note in exported.notes), *notes[0], *reminders(this)]):
         print(note)
     return same
+
+
+def _label_names(this: Run, heads: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of their config.json with the names of a run's labels, where the head that gives them is written."""
+    tasks = [branch.objective for branch in this.branches if isinstance(branch.objective, Classify | Tag) and branch.objective.heads[-1] in heads]
+    names = tasks[0].config.labels if tasks else ()
+    return {"id2label": {str(n): name for n, name in enumerate(names)}, "label2id": {name: n for n, name in enumerate(names)}} if names else {}
 
 
 def reminders(this: Run) -> list[str]:

@@ -73,8 +73,10 @@ def write(this: Run, history: list[dict[str, Any]]) -> str:
         _write(this.workdir / "env.json", json.dumps({"fingerprints": this.fingerprints(), "history": history}, indent=1) + "\n")
         _write(this.workdir / "params.txt", run.parameter_table(this))
     devices = this.layout.mesh.devices
+    moving = tree.size(tree.unflatten({path: leaf for path, leaf in tree.paths(this.abstract_params).items() if not this.optimizer.frozen[path]}))
+    share = f" ({moving:,} of them trained)" if any(this.optimizer.frozen.values()) else ""
     return (
-        f"{config.model.name} with {tree.size(this.abstract_params):,} parameters, objective {config.objective.name}, "
+        f"{config.model.name} with {tree.size(this.abstract_params):,} parameters{share}, objective {config.objective.name}, "
         f"{config.tokenizer.kind} tokenizer of {this.tokenizer.vocab_size:,} pieces.\n"
         f"{config.train.steps:,} steps of {this.tokens_per_step():,} tokens from {', '.join(config.data.source)} on {devices.size} x {devices.flat[0].device_kind}, "
         f"written to {this.workdir}."

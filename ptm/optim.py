@@ -19,6 +19,7 @@ import optax
 import optax.contrib
 
 from ptm import config, fields, tree
+from ptm import lora as lora_lib
 from ptm.fields import ConfigError
 
 Transform = optax.GradientTransformation
@@ -30,7 +31,8 @@ MUON_RMS = 0.2  # root mean square of Muon's updates, about that of Adam's (Liu 
 class Optimizer:
     """An update rule for one parameter tree.
 
-    `transform` clips, updates moments, decays and scales, in this order; frozen leaves get zero updates and have no state.
+    `transform` clips, updates moments, decays and scales, in this order; frozen leaves get zero updates (none
+    where the gradient leaves them out) and have no state.
     `learning_rate(step)` is the rate of the update that follows `step` finished ones, before layerwise factors.
     `decayed` and `frozen` say for each path whether weight decay applies and whether it stays as it is.
     """
@@ -41,14 +43,19 @@ class Optimizer:
     frozen: dict[str, bool]
 
 
-def make(optimizer: config.Optimizer, schedule: config.Schedule, *, steps: int, params: Mapping[str, Any]) -> Optimizer:
+def make(
+    optimizer: config.Optimizer, schedule: config.Schedule, *, steps: int, params: Mapping[str, Any], lora: config.Lora | None = None
+) -> Optimizer:  # fmt: skip
     """The optimizer of a run of `steps` steps for `params`, a tree of arrays or abstract arrays.
 
-    The gradient is clipped by the global norm of its trainable part. Raises ConfigError for an unknown name, a pattern in `freeze`
+    What `lora` does not train is frozen too; a gradient need not have what is frozen, and is clipped by the global norm of the rest. Raises ConfigError for an unknown name, a pattern in `freeze`
     or a non-default pattern in `no_decay` that matches nothing, and a warm-up longer than the run.
     """
     flat = tree.paths(params)
     frozen = tree.match(optimizer.freeze, flat, what="optimizer.freeze")
+    if lora is not None and lora.rank is not None:
+        trained = lora_lib.trained(lora, list(flat))
+        frozen = {path: frozen[path] or not trained[path] for path in flat}
     if all(frozen.values()):
         raise ConfigError(f"optimizer.freeze={optimizer.freeze} matches all {len(flat)} parameters; nothing is left to train.")
     # Defaults fit all families and need not match in each; what a user writes must.
@@ -200,10 +207,10 @@ def muon(options: config.Optimizer, *, decay: Transform, decayed: dict[str, bool
     """
 
     def dimensions(updates: dict) -> dict:
-        return tree.map_paths(lambda path, leaf: optax.contrib.MuonDimensionNumbers(*matrix_dims(path, leaf.ndim)), updates)
+        return tree.map_paths(lambda path, leaf: optax.contrib.MuonDimensionNumbers(*tree.matrix_dims(path, leaf.ndim)), updates)
 
     def scale(path: str, update: jax.Array) -> jax.Array:
-        fans = (np.prod([update.shape[dim] for dim in dims]) for dims in matrix_dims(path, update.ndim))
+        fans = (np.prod([update.shape[dim] for dim in dims]) for dims in tree.matrix_dims(path, update.ndim))
         return update * (MUON_RMS * float(max(fans)) ** 0.5)
 
     kernels = optax.chain(
@@ -211,7 +218,7 @@ def muon(options: config.Optimizer, *, decay: Transform, decayed: dict[str, bool
         optax.stateless(lambda updates, _: tree.map_paths(scale, updates)),
     )
     others = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
-    return optax.chain(_route(lambda path, leaf: tree.stacked(path) and matrix_dims(path, leaf.ndim) is not None, kernels, others), decay)
+    return optax.chain(_route(lambda path, leaf: tree.stacked(path) and tree.matrix_dims(path, leaf.ndim) is not None, kernels, others), decay)
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "lamb": lamb, "lion": lion, "sgd": sgd, "muon": muon}
@@ -220,26 +227,14 @@ OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "lamb": lamb, "lion": lion
 # Facts about leaves, read from path and shape.
 
 
-def matrix_dims(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The dimensions that a kernel or embedding reduces and those that it gives, for each layer; None for any other leaf.
-
-    [D, F] -> (0), (1); [D, H, K] -> (0), (1, 2); a kernel named out, [H, K, D] -> (0, 1), (2); one more in front if stacked.
-    """
-    *parents, name = path.split("/")
-    dims = tuple(range(1 if tree.stacked(path) else 0, ndim))
-    if name not in ("kernel", "embedding") or len(dims) < 2:
-        return None
-    split = len(dims) - 1 if parents and parents[-1] == "out" else 1
-    return dims[:split], dims[split:]
-
-
 def layer_factors(params: Mapping[str, Any], *, decay: float) -> dict[str, np.ndarray]:
     """Path -> factor of the learning rate, decay ** (distance from the top), in a shape that broadcasts against the leaf.
 
     Heads and the final norm of the last stack have distance 0, the layers below 1, 2, ..., embeddings one more than the lowest layer.
     A decoder stands on its encoder. (ELECTRA's code leaves one more factor between the heads and the top layer.)
     """
-    flat = {"/" + path: leaf for path, leaf in tree.paths(params).items()}
+    places = {path: "/" + path.removeprefix(lora_lib.KEY + "/") for path in tree.paths(params)}  # factors learn as what they change
+    flat = {places[path]: leaf for path, leaf in tree.paths(params).items()}
     lengths: dict[str, int] = {}
     for path, leaf in flat.items():
         if tree.stacked(path):
@@ -247,8 +242,9 @@ def layer_factors(params: Mapping[str, Any], *, decay: float) -> dict[str, np.nd
             lengths[stack] = max(leaf.shape[0], lengths.get(stack, 0))
 
     def above(stack: str) -> int:
-        parent, _, name = stack.rpartition("/")
-        return lengths.get(parent + "/decoder", 0) if name == "encoder" else 0
+        parts = stack.split("/")
+        sides = ["/".join([*parts[:n], "decoder", ""]) for n, part in enumerate(parts) if part == "encoder"]
+        return max((length for side in sides for other, length in lengths.items() if f"{other}/".startswith(side)), default=0)
 
     deepest = max((above(stack) + length for stack, length in lengths.items()), default=0)
 
@@ -261,7 +257,7 @@ def layer_factors(params: Mapping[str, Any], *, decay: float) -> dict[str, np.nd
             return (lowest + 1 - np.arange(1, groups + 1) * lengths[stack] // groups).reshape(-1, *[1] * (leaf.ndim - 1))
         return np.asarray(lowest + 1 if any("embed" in part for part in path.split("/")) else top)
 
-    return {path[1:]: np.float32(decay) ** distance(path, leaf).astype(np.float32) for path, leaf in flat.items()}
+    return {path: np.float32(decay) ** distance(place, flat[place]).astype(np.float32) for path, place in places.items()}
 
 
 def _rms(path: str, leaf: jax.Array) -> jax.Array:
@@ -305,7 +301,7 @@ def _scale_by_factored_rms(highest_decay: float) -> Transform:
     """Divides by the root of factored second moments, each layer on its own (Adafactor, algorithms 4 and 5)."""
 
     def factored(path: str, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        dims = matrix_dims(path, leaf.ndim)
+        dims = tree.matrix_dims(path, leaf.ndim)
         return dims if dims and min(np.prod([leaf.shape[dim] for dim in side]) for side in dims) >= FACTORED_SIZE else None
 
     def reduced(leaf: jax.Array, dims: tuple[int, ...]) -> jax.Array:
@@ -330,7 +326,7 @@ def _scale_by_factored_rms(highest_decay: float) -> Transform:
                 full[path] = decay * full[path] + (1 - decay) * square
                 scaled[path] = gradient * jax.lax.rsqrt(full[path])
                 continue
-            inputs, outputs = matrix_dims(path, gradient.ndim)
+            inputs, outputs = tree.matrix_dims(path, gradient.ndim)
             rows[path] = decay * rows[path] + (1 - decay) * jnp.mean(square, axis=outputs, keepdims=True)
             columns[path] = decay * columns[path] + (1 - decay) * jnp.mean(square, axis=inputs, keepdims=True)
             share = rows[path] / jnp.mean(rows[path], axis=inputs, keepdims=True)

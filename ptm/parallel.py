@@ -41,9 +41,13 @@ AXES: dict[str, str] = {
     r".*norm/(scale|bias)": "embed",
     r".*dense/kernel|hidden_projection/kernel": "embed embed_out",
     r".*dense/bias|hidden_projection/bias": "embed_out",
-    r"lm_head/kernel|mlm_head/decoder/kernel": "embed vocab",
-    r"(lm|mlm|restore)_head/bias": "vocab",
+    r"(.*/)?lm_head/kernel|(.*/)?mlm_head/decoder/kernel": "embed vocab",
+    r"(.*/)?(lm|mlm|restore)_head/bias": "vocab",
     r"(pair|tag|qa)_head/kernel|(classify|tag|qa|rtd)_head/labels/kernel": "embed labels",
+    r"bilstm/\w+/(input/kernel|recurrent)": "lstm_in lstm_gates",
+    r"bilstm/\w+/input/bias": "lstm_gates",
+    r"layer_mix/weights": "states",
+    r"layer_mix/scale": "",
     r"(pair|tag|qa)_head/bias|(classify|tag|qa|rtd)_head/labels/bias": "labels",
 }
 
@@ -130,7 +134,16 @@ class Layout:
 
 
 def axes_words(path: str) -> tuple[str, ...]:
-    """Words of the dimensions of the parameter at `path`; asserts that exactly one row of AXES matches."""
+    """Words of the dimensions of the parameter at `path`; asserts that exactly one row of AXES matches.
+
+    The factors of low-rank adaptation have the words of their kernel, and `rank`.
+    """
+    if path.startswith("lora/"):
+        kernel, _, factor = path.removeprefix("lora/").rpartition("/")
+        words = axes_words(kernel)
+        inputs, outputs = tree.matrix_dims(kernel, len(words))
+        of = {"a": (*(words[dim] for dim in inputs), "rank"), "b": ("rank", *(words[dim] for dim in outputs))}
+        return words[: inputs[0]] + of[factor]
     rows = [words for pattern, words in AXES.items() if re.fullmatch(pattern, path)]
     assert len(rows) == 1, f"parameter {path} matches {len(rows)} rows of parallel.AXES; it must match exactly one"
     return (("layers",) if tree.stacked(path) else ()) + tuple(rows[0].split())

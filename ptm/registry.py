@@ -8,7 +8,7 @@ from ptm import fields, log, optim, parallel, text
 from ptm.config import Config, ConfigDict
 from ptm.evals import EVALS
 from ptm.fields import ConfigError
-from ptm.models import MODELS
+from ptm.models import MODELS, encoder_decoder
 from ptm.objectives import OBJECTIVES, mixture
 
 REGISTRIES = {
@@ -32,6 +32,8 @@ def _remembers(objective: Any) -> bool:
 def check(config: Config) -> None:
     """Refuses combinations that no section can see alone; needs no data and compiles nothing. Raises ConfigError."""
     model, objective, train = config.model, config.objective, config.train
+    if isinstance(model, config_lib.ModelOfInit):
+        raise ConfigError("this recipe takes its model from init: set --config.init=ckpt:DIR, hf:DIR or hub:ORG/NAME, or scratch:SPEC for that model with fresh parameters.")
     paired = model.kind == "encoder_decoder"
     for part in objective.parts.values() if isinstance(objective, mixture.Config) else (objective,):
         kinds = OBJECTIVES[part.name].build.kinds
@@ -92,7 +94,11 @@ def check(config: Config) -> None:
     fields.lookup(parallel.RULES, config.mesh.preset, "mesh.preset")
     for writer in config.log.writers:
         fields.lookup(log.WRITERS, writer, "log.writers")
-    if config.init != "scratch" and not config.init.startswith(("ckpt:", "hf:", "hub:")):
+    given = config_lib.init_specs(config.init)
+    if len(given) > 1 and (not isinstance(model, encoder_decoder.Config) or len(given) > 2 or model.share):
+        fits = "a model encoder_decoder without model.share has two sides, encoder and decoder"
+        raise ConfigError(f"init={config.init} names {len(given)} models, but {fits}, and this is {model.name}; name one.")
+    if any(spec != "scratch" and not spec.startswith(("ckpt:", "hf:", "hub:")) for spec in given):
         allowed = "scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION]"
         raise ConfigError(f"init={config.init}; allowed: {allowed}.{fields.nearest(config.init, ('scratch',))}")
 

@@ -16,19 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, fields, models, objectives, optim, parallel, registry, specs, text, tree
+from ptm import checkpoint, evals, labels, models, objectives, optim, parallel, registry, specs, text, tree
+from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
-from ptm.data import documents, pipeline, turns
+from ptm.data import documents, one_pass, pipeline, turns
+from ptm.data.batch import Document
 from ptm.data.loader import Loader
 from ptm.data.turns import Turns
-from ptm.evals import EVALS
 from ptm.fields import ConfigError
+from ptm.generate.text import Frame, frame_of
 from ptm.models import Model
 from ptm.nn.context import Context
 from ptm.objectives import mixture
 from ptm.objectives.mixture import Part
-from ptm.objectives.protocol import Objective
+from ptm.objectives.protocol import Objective, Task
+from ptm.objectives.seq2seq import Seq2Seq
 
 
 class Teacher(NamedTuple):
@@ -60,6 +63,15 @@ class Run:
         """The run's objective; of those that take turns the first one."""
         return self.branches[0].objective
 
+    @property
+    def prompt_frame(self) -> Frame:
+        """What stands around a prompt that the model goes on with freely, as around the texts of its training. Raises ConfigError for one that generates nothing."""
+        objective, options = self.objective, self.config.objective
+        if isinstance(objective, Seq2Seq):
+            return objective.frame
+        bounded = (not hasattr(options, "boundaries") or options.boundaries) and self.config.data.packing != "window"
+        return frame_of(self.model, self.tokenizer, mask="prefix" if objective.mask == "prefix" else "causal", boundaries=bounded)
+
     @functools.cached_property
     def _alone(self) -> tuple["Run", ...]:
         return tuple(self._of(branch) for branch in self.branches)
@@ -74,8 +86,14 @@ class Run:
         return self._alone[turns.turn(step, seed=self.config.seed, weights=[branch.weight for branch in self.branches])]
 
     @functools.cached_property
-    def _evaluated(self) -> tuple[tuple[Part, "Run"], ...]:
+    def evaluated(self) -> tuple[tuple[Part, "Run"], ...]:
+        """The parts of a mixture with the run of each alone."""
         return tuple((part, self._of(part)) for part in self.parts)
+
+    @property
+    def separate(self) -> tuple["Run", ...]:
+        """The runs of a mixture's parts, else this one: what evals of objectives measure one by one."""
+        return tuple(part for _, part in self.evaluated) or (self,)
 
     @functools.cached_property
     def train_step(self) -> Callable[[state_lib.State, Any], tuple[state_lib.State, Any]]:
@@ -83,7 +101,7 @@ class Run:
         step = functools.partial(
             state_lib.train_step, model=self.model, objective=self.objective, transform=self.optimizer.transform,
             learning_rate=self.optimizer.learning_rate, train=self.config.train, seed=self.config.seed, norms=self.config.log.norms,
-            name=self.branches[0].name,
+            frozen=self.optimizer.frozen, name=self.branches[0].name,
         )  # fmt: skip
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         # Not on CPU: there XLA copies whatever of a donated buffer it reads twice, which costs more than the memory is worth.
@@ -96,6 +114,24 @@ class Run:
         step = functools.partial(state_lib.eval_step, model=self.model, objective=self.objective)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
         return self._compiled(step, shardings, out_shardings=self.layout.replicated())
+
+    @functools.cached_property
+    def outputs_step(self) -> Callable[[Any, Any], Any]:
+        """The compiled outputs (params, batch) -> {name: [rows, ...]} of a task, whole on every process."""
+        return self.program(self.objective.outputs)
+
+    @functools.cached_property
+    def _programs(self) -> dict[Any, Callable[[Any, Any], Any]]:
+        return {}
+
+    def program(self, function: Callable[..., Any], **options: Any) -> Callable[[Any, Any], Any]:
+        """`function(model, params, batch, **options)` compiled as (params, batch), its results whole on every process; the same program each time."""
+        key = (function, *sorted(options.items()))
+        if key not in self._programs:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
+            step = functools.partial(function, self.model, **options)
+            self._programs[key] = jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=self.layout.replicated())
+        return self._programs[key]
 
     def _compiled(self, step: Callable[..., Any], shardings: Any, **options: Any) -> Callable[[Any, Any], Any]:
         """A step of what lies as `shardings` say and a batch, compiled; the parameters of a teacher are its last argument."""
@@ -124,6 +160,9 @@ class Run:
     def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:
         """The training batches, from the first: `rows` of each, by default those that this process supplies."""
         train, seed = self.config.train, self.config.seed
+        for branch in self.branches:
+            if isinstance(branch.objective, Task):
+                labels.check_columns(self.config.data, branch.objective.columns, objective=branch.objective.config.name)
         rows = parallel.local_rows(self.layout, train.batch_size) if rows is None else rows
         loaders = {
             branch.name: Loader(
@@ -137,29 +176,28 @@ class Run:
         weights, positions = ([of(branch) for branch in self.branches] for of in (lambda branch: branch.weight, _positions))
         return Turns(loaders, weights=weights, positions=positions, seed=seed)
 
-    def validation(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
-        """Device batches of one pass over the validation split."""
+    def validation(self, batch_size: int, *, data: config_lib.Data | None = None) -> Iterator[dict[str, jax.Array]]:
+        """Device batches of one pass over the validation split, by default that of the run's own data."""
         rows = parallel.local_rows(self.layout, batch_size)
         batches = pipeline.validation_batches(
-            self.config.data, featurizer=self.objective, tokenizer=self.tokenizer, seed=self.config.seed, batch_size=batch_size, rows=rows
+            data or self.config.data, featurizer=self.objective, tokenizer=self.tokenizer, seed=self.config.seed, batch_size=batch_size, rows=rows
         )
         return (self.to_device(batch, batch_size=batch_size, rows=rows) for batch in batches)
 
-    def evaluate(self, name: str, params: Any) -> dict[str, float]:
-        """The metrics of one of the config's evals, named NAME/METRIC; of a mixture NAME/PART/METRIC, and NAME/loss, the parts' by weight."""
-        if not self._evaluated:
-            return {f"{name}/{metric}": value for metric, value in self._measure(name, params).items()}
-        measured = {part: run._measure(name, params) for part, run in self._evaluated}
-        result = {f"{name}/{part.name}/{metric}": value for part, values in measured.items() for metric, value in values.items()}
-        total = sum(part.weight * values["loss"] for part, values in measured.items())
-        return {f"{name}/loss": total / sum(part.weight for part in measured), **result}
+    def records(self, data: config_lib.Data, *, limit: int | None = None) -> Iterator[one_pass.Record]:
+        """The records of the validation split of some data, of each file `limit` at most."""
+        return one_pass.records(data, limit=limit)
 
-    def _measure(self, name: str, params: Any) -> dict[str, float]:
-        options = fields.lookup(self.config.evals, name, "eval")
-        batches = self.validation(options.batch_size or self.config.train.batch_size)
-        if options.batches is not None:
-            batches = (batch for _, batch in zip(range(options.batches), batches))
-        return EVALS[options.name].evaluate(batches, params=params, eval_step=self.eval_step, coefficients=self.objective.coefficients)
+    def documents(self, data: config_lib.Data, *, limit: int | None = None) -> Iterator[Document]:
+        """The same, tokenized."""
+        return one_pass.documents(data, tokenizer=self.tokenizer, limit=limit)
+
+    def evaluate(self, name: str, params: Any, *, predictions: Path | None = None) -> dict[str, float]:
+        """The metrics of one of the config's evals, named NAME/METRIC; its predictions, if it makes any, are written to a file where one is given."""
+        measured = evals.measure(self, name, params)
+        if predictions is not None and measured.predictions is not None and jax.process_index() == 0:
+            evals.write(predictions, measured.predictions)
+        return measured.metrics
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what the run is made from besides its config: data, tokenizer, and its teacher if it has one."""
@@ -202,9 +240,10 @@ def make_tokenizer(config: Config, workdir: Path | None) -> Any:
     if folder is not None and folder.is_dir() and (workdir / "config.json").is_file():
         return text.load(str(folder))
     c, path = config.tokenizer, config.tokenizer.path
-    if path is None and specs.is_directory(config.init) and text.needs_files(c.kind):
-        path = str(specs.fetch(config.init))
-    texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes)
+    directories = [spec for spec in config_lib.init_specs(config.init) if specs.is_directory(spec)]
+    if path is None and directories and text.needs_files(c.kind):
+        path = str(specs.fetch(directories[0]))
+    texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes, fields=c.train_fields)
     tokenizer = text.make(
         c.kind, path=path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels,
         extra=c.extra,
@@ -238,8 +277,8 @@ def layout_of(config: Config, devices: list | None) -> parallel.Layout:
 
 def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None) -> Run:
     """The Run of a config; trains or reads the tokenizer, makes no array. Raises ConfigError for anything that cannot run."""
-    config = registry.resolve(config)
     workdir = None if workdir is None else Path(workdir)
+    config = labels.filled(registry.resolve(config), workdir)
     use_compile_cache(config.compute.cache)
     layout = layout_of(config, devices)
     tokenizer = make_tokenizer(config, workdir)
@@ -256,9 +295,9 @@ def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | No
         remat=c.remat, loss_chunk=c.loss_chunk,
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
-    model = models.make(model_config, context=context, heads=heads)
+    model = models.make(model_config, context=context, heads=heads, lora=config.lora)
     shapes = jax.eval_shape(functools.partial(model.init, lengths=lengths_of(branches)), jax.random.key(0))
-    optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes)
+    optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes, lora=config.lora)
     state = jax.eval_shape(_state_maker(config, model, branches[0].objective, optimizer), shapes)
     layout.parameters(shapes)  # refuses dimensions that cannot be split
 
@@ -275,11 +314,18 @@ def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | No
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The resolved config that a run left in its workdir. Raises ConfigError if there is none."""
+    """The resolved config that a run left in its workdir, with the keys that were declared since. Raises ConfigError if there is none that can be read."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json. Give the --workdir of a run that `ptm train` has started.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); a checkpoint's meta/meta.json holds the config too, under the key config.") from None
+    try:
+        return config_lib.complete(stored, registry.REGISTRIES)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def open_checkpoints(run: Run, folder: Path, *, read_only: bool = False) -> checkpoint.Checkpoints:

@@ -19,14 +19,15 @@ from ptm.config import ConfigDict
 from ptm.evals import loss
 from ptm.fields import ConfigError
 from ptm.hf import files, vocabulary
-from ptm.objectives import OBJECTIVES
+from ptm.nn.heads import split_head
+from ptm.objectives import OBJECTIVES, rows, tag
 
 SPEC = "ckpt:DIR[@STEP|@best|@ema|@avgN]"
 DIRECTORIES = ("hf:", "hub:")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # never code, never weights that could hold some
 MAX_NAMES = 20
 # The objective of a directory's run, by one of its heads, else by the kind of its model.
-BY_HEAD = {"pair": "pairs", "rtd": "rtd"}
+BY_HEAD = {"pair": "pairs", "rtd": "rtd", "classify": "classify", "tag": "tag"}
 BY_KIND = {"decoder": "causal", "encoder": "mlm", "encoder_decoder": "span_corruption"}
 LENGTH = 512  # tokens of a row of such a run, at most
 
@@ -139,14 +140,32 @@ def config_of(imported: hf.Imported, *, tokenizer: str | os.PathLike) -> ConfigD
     """
     model = imported.config
     found = vocabulary.find(Path(tokenizer))
-    size = text.make(**found).vocab_size
-    if size > model.vocab_size:
-        raise ConfigError(f"the tokenizer in '{tokenizer}' has {size} pieces, more than the model's {model.vocab_size}; give its own with --tokenizer=DIR.")
-    name = next((BY_HEAD[head] for head in imported.heads if head in BY_HEAD and BY_HEAD[head] in OBJECTIVES), BY_KIND[model.kind])
+    made = text.make(**found)
+    if made.vocab_size > model.vocab_size:
+        raise ConfigError(f"the tokenizer in '{tokenizer}' has {made.vocab_size} pieces, more than the model's {model.vocab_size}; give its own with --tokenizer=DIR.")
     return config_lib.base(
         model=model,
-        objective=OBJECTIVES[name].config(),
+        objective=_objective_of(imported, made),
         evals={"validation": loss.Config()},
         tokenizer=config_lib.Tokenizer(**found),
         data=config_lib.Data(length=min(model.max_length or LENGTH, LENGTH)),
     )
+
+
+def _objective_of(imported: hf.Imported, tokenizer: text.Tokenizer) -> Any:
+    """What a directory's model does, by its heads; a task on texts only where the tokenizer has the special pieces that it needs."""
+    model, labels = imported.config, imported.labels
+    name = next((BY_HEAD[head] for head, _ in map(split_head, imported.heads) if head in BY_HEAD), BY_KIND[model.kind])
+    if name not in ("classify", "tag"):
+        return OBJECTIVES[name].config()
+    try:
+        fits = model.kind in OBJECTIVES[name].build.kinds and rows.Frame.of(tokenizer, model, objective=name)
+    except ConfigError:
+        fits = False
+    if not fits:
+        return OBJECTIVES[BY_KIND[model.kind]].config()
+    if len(labels) == 1:
+        return OBJECTIVES["regress"].config()
+    if name == "classify":
+        return OBJECTIVES[name].config(labels=labels)
+    return OBJECTIVES[name].config(labels=labels, scheme="bio" if all(map(tag.ENTITY_TAG.fullmatch, labels)) else "as_given")

@@ -6,7 +6,7 @@ config asks for them, `ema` (averaged parameters) and `window` (what spikes are 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,18 +52,29 @@ def _merge(a: tuple[dict, Aux], b: tuple[dict, Aux]) -> tuple[dict, Aux]:
     return jax.tree.map(jnp.add, totals, more), Aux(ratios=jax.tree.map(jnp.add, aux.ratios, other.ratios), maxima=maxima)
 
 
+def _part(values: Any, frozen: Mapping[str, bool] | None, which: bool) -> Any:
+    """The parameters that are frozen or those that are not."""
+    return tree.unflatten({path: leaf for path, leaf in tree.paths(values).items() if (frozen is not None and frozen[path]) == which})
+
+
+def _join(values: Any, others: Any) -> Any:
+    return tree.unflatten(tree.paths(others) | tree.paths(values))
+
+
 def gradients(
-    model: Model, objective: Objective, params: Any, batch: Batch, *, microbatches: int, rng: jax.Array | None, carry: Any, train: bool = True
+    model: Model, objective: Objective, params: Any, batch: Batch, *, microbatches: int, rng: jax.Array | None, carry: Any, train: bool = True,
+    frozen: Mapping[str, bool] | None = None,
 ) -> tuple[jax.Array, Any, tuple[dict[str, jax.Array], dict[str, jax.Array], Aux], Any]:
     """(loss, gradient, (totals, weights, aux), carry) of a whole batch, computed in `microbatches` parts one after the other.
 
     The weights of the terms are those of the whole batch, and the rows of the carry go with those of the batch, so any number of parts gives
-    the same loss, gradient and carry.
+    the same loss, gradient and carry. The gradient leaves out the parameters that are `frozen`, by path: nothing is computed for them alone.
     """
     weights = objective.weights(batch)
+    params, fixed = _part(params, frozen, False), _part(params, frozen, True)
 
     def part_loss(params: Any, part: Batch, rng: jax.Array | None, carry: Any) -> tuple[jax.Array, Any]:
-        totals, aux, carry = objective.loss(model, params, part, rng=rng, carry=carry, train=train)
+        totals, aux, carry = objective.loss(model, _join(params, fixed), part, rng=rng, carry=carry, train=train)
         return weighted_sum(objective, totals, weights), (totals, aux, carry)
 
     grad = jax.value_and_grad(part_loss, has_aux=True)
@@ -129,9 +140,9 @@ def _padding_share(batch: Batch) -> jax.Array:
 
 def train_step(
     state: State, batch: Batch, teacher_params: Any = None, *, model: Model, objective: Objective, transform: optax.GradientTransformation,
-    learning_rate: Callable[[jax.Array], jax.Array], train: Train, seed: int, norms: bool, name: str = "",
+    learning_rate: Callable[[jax.Array], jax.Array], train: Train, seed: int, norms: bool, frozen: Mapping[str, bool] | None = None, name: str = "",
 ) -> tuple[State, Metrics]:  # fmt: skip
-    """One step: gradient of the batch, update, metrics. A step whose loss or gradient is not finite, or a spike, changes no parameter.
+    """One step: gradient of the batch, update of what is not frozen, metrics. A step whose loss or gradient is not finite, or a spike, changes no parameter.
 
     `teacher_params` are those of the model's teacher, if it has one: an argument, so that they are no constants of the compiled program.
     Terms and what else the objective reports are named NAME/METRIC where the objective has a `name`, as in a mixture whose branches take turns.
@@ -141,7 +152,7 @@ def train_step(
     params, model = state["params"], dataclasses.replace(model, teacher_params=teacher_params)
     rng = jax.random.fold_in(jax.random.key(seed), state["step"])
     loss, grads, (totals, weights, aux), carry = gradients(
-        model, objective, params, batch, microbatches=train.microbatches, rng=rng, carry=state.get("carry")
+        model, objective, params, batch, microbatches=train.microbatches, rng=rng, carry=state.get("carry"), frozen=frozen
     )
     grad_norms = _group_norms(grads)
     grad_norm = jnp.sqrt(sum(jnp.square(norm) for norm in grad_norms.values()))
@@ -153,7 +164,7 @@ def train_step(
     def choose(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
 
-    new_params = optax.apply_updates(params, updates)
+    new_params = _join(optax.apply_updates(_part(params, frozen, False), updates), params)
     new = {"step": state["step"] + 1, "params": choose(new_params, params), "opt_state": choose(opt_state, state["opt_state"])}
     if "ema" in state:
         moved = jax.tree.map(lambda average, p: average + (1 - train.ema_decay) * (p - average), state["ema"], new["params"])
@@ -177,7 +188,7 @@ def train_step(
         groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}
         metrics |= {f"{kind}/{name}": norm for kind, table in groups.items() for name, norm in table.items()}
     metrics["skips"] = new["window"]["in_a_row"] if "window" in new else jnp.int32(~accepted)
-    metrics["nonfinite"] = jnp.stack([~jnp.isfinite(norm) for norm in grad_norms.values()])
+    metrics["nonfinite"] = jnp.stack([~jnp.isfinite(grad_norms[group]) if group in grad_norms else jnp.bool_(False) for group in group_names(params)])
     return new, metrics
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm import config as config_lib
-from ptm import hf, models, registry, specs, tree, weights
+from ptm import hf, lora, models, registry, specs, tree, weights
 from ptm import run as run_lib
 from ptm.checkpoint import MANIFEST
 from ptm.fields import ConfigError
@@ -86,7 +86,7 @@ def start(this: Run) -> tuple[Any, str]:
         leaf = given[path][jnp.arange(like.shape[0]) * len(given[path]) // like.shape[0]] if stacked else given[path]
         return jax.device_put(leaf, like.sharding)
 
-    own = {name: leaves for name, leaves in this.abstract_params.items() if name not in COMMON_HEADS}
+    own = {name: leaves for name, leaves in this.abstract_params.items() if name not in (*COMMON_HEADS, lora.KEY)}
     return {**this.init_params(), **tree.map_paths(take, own)}, f"Parameters from {this.teacher.spec}, layers evenly chosen."
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import describe, fields, parallel, registry, specs, teacher
+from ptm import describe, evals, fields, labels, parallel, registry, specs, teacher
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -20,7 +20,9 @@ from ptm.fields import ConfigError
 from ptm.run import Run
 
 FINISHED, INTERRUPTED = 0, 75
-FIXED = ("model", "tokenizer", "objective", "data", "seed")  # may not change on resume
+COUNTS = ("tokens", "words", "bytes", "records")  # what evals report besides what they measure
+MANY = 16  # metrics of an eval that the progress line shows at once
+FIXED = ("model", "tokenizer", "objective", "data", "lora", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
 # But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records changes no row.
 FREE = ("train.steps", "train.microbatches", "data.prefetch", "data.max_bad_records")
@@ -33,10 +35,13 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     gradient stops being finite.
     """
     started = time.monotonic()
-    config, workdir = registry.resolve(config), Path(workdir)
-    changes = _check_resume(config, workdir, allow_change)
-    if config.init != "scratch" and not (workdir / "ckpt").is_dir():
-        specs.require(config.init)  # what is not there is refused before anything is made; a run that goes on needs it no more
+    workdir = Path(workdir)
+    config = labels.filled(registry.resolve(config), workdir)
+    changes = check_resume(config, workdir, allow_change)
+    if not (workdir / "ckpt").is_dir():  # what is not there is refused before anything is made; a run that goes on needs it no more
+        for spec in config_lib.init_specs(config.init):
+            if spec != "scratch":
+                specs.require(spec)
     teacher.require(config)
     steps, primary = config.train.steps, jax.process_index() == 0
 
@@ -81,8 +86,8 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 checkpoints.wait()
                 raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
 
-        if config.evals and start < steps:
-            run.validation(config.train.batch_size)  # looks for the first row: an empty split is refused now, not at the first evaluation
+        if start < steps:
+            evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
@@ -107,7 +112,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 timer.pause()
             results: dict[str, float] = {}
             for name in due_evals:
-                values = run.evaluate(name, state["params"])
+                values = run.evaluate(name, state["params"], predictions=evals.predictions_path(workdir, name, done))
                 results |= values
                 log.metrics(done, values)
                 progress.message(_eval_line(done, name, values))
@@ -124,13 +129,13 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         if done < steps:
             progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")
             return INTERRUPTED
-        summary = describe.summary(run, state["params"], evaluated or _last_evals(config, workdir), time.monotonic() - started)
+        summary = describe.summary(run, state["params"], evaluated or last_evals(config, workdir), time.monotonic() - started)
         if primary:
             print(summary, flush=True)
     return FINISHED
 
 
-def _check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+def check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     """What changed since the workdir's last start, key -> (old, new). Refuses to continue a workdir under a config that means another run."""
     if not (workdir / "config.json").is_file():
         return {}
@@ -183,7 +188,10 @@ def _first_step(seconds: float, compiled: dict[str, float]) -> str:
 
 
 def _eval_line(done: int, name: str, values: dict[str, float]) -> str:
-    shown = (f"{key.removeprefix(name + '/').replace('_', ' ')} {value:.4f}" for key, value in values.items() if not key.endswith("/tokens"))
+    metrics = {key.removeprefix(name + "/"): value for key, value in values.items() if key.rpartition("/")[2] not in COUNTS}
+    if len(metrics) > MANY:
+        metrics = {key: value for key, value in metrics.items() if "/" not in key}  # without those of each group; metrics.jsonl has all
+    shown = (f"{key.replace('_', ' ')} {value:.4f}" for key, value in metrics.items())
     return f"step {done:,}, {name}: {', '.join(shown)}"
 
 
@@ -252,7 +260,7 @@ def _profile(steps: tuple[int, ...], workdir: Path) -> Iterator[Any]:
             jax.profiler.stop_trace()
 
 
-def _last_evals(config: config_lib.Config, workdir: Path) -> dict[str, float]:
+def last_evals(config: config_lib.Config, workdir: Path) -> dict[str, float]:
     """The last value of each eval metric in metrics.jsonl, for a run that was finished before."""
     names = tuple(f"{name}/" for name in config.evals)
     values: dict[str, float] = {}

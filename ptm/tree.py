@@ -46,6 +46,19 @@ def stacked(path: str) -> bool:
     return "layers" in path.split("/")
 
 
+def matrix_dims(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The dimensions that a kernel or embedding reduces and those that it gives, for each layer; None for any other leaf.
+
+    [D, F] -> (0), (1); [D, H, K] -> (0), (1, 2); a kernel named out, [H, K, D] -> (0, 1), (2); one more in front if stacked.
+    """
+    *parents, name = path.split("/")
+    dims = tuple(range(1 if stacked(path) else 0, ndim))
+    if name not in ("kernel", "embedding") or len(dims) < 2:
+        return None
+    split = len(dims) - 1 if parents and parents[-1] == "out" else 1
+    return dims[:split], dims[split:]
+
+
 def group(path: str) -> str:
     """The readable group that a parameter's norm is logged under: 'decoder/layers/attention', 'decoder/final_norm', 'token_embed'."""
     parts = path.split("/")

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ptm import growth, hf, registry, run, specs, text, tree
+from ptm import config as config_lib
+from ptm import growth, hf, lora, models, registry, run, specs, text, tree
+from ptm.checkpoint import Checkpoints
 from ptm.fields import ConfigError, unparse
 from ptm.hf import vocabulary
 from ptm.hf.tables import Key
+from ptm.models import encoder_decoder
 from ptm.nn.heads import HEAD_PARAMS
 from ptm.run import Run
 
@@ -31,9 +35,9 @@ def load(spec: str, *, devices: list | None = None) -> tuple[Run, Any]:
 
 
 def reopen(spec: str, *, devices: list | None = None) -> Run:
-    """The Run whose checkpoint `ckpt:DIR[@...]` names, from the config in its workdir."""
+    """The Run whose checkpoint `ckpt:DIR[@...]` names, from the config in its workdir; not to train, so that there are no low-rank factors any more."""
     workdir = specs.parse_spec(spec).folder.parent
-    config = registry.resolve(run.read_config(workdir))
+    config = dataclasses.replace(registry.resolve(run.read_config(workdir)), lora=config_lib.Lora())
     devices = jax.devices() if devices is None else devices
     try:
         run.layout_of(config, devices)
@@ -46,20 +50,40 @@ def reopen(spec: str, *, devices: list | None = None) -> Run:
 
 
 def read(spec: str, this: Run) -> tuple[Any, int]:
-    """(parameters, newest step) of `ckpt:DIR[@STEP|@best|@ema|@avgN]` for the run that made it; heads that it does not use are left out."""
+    """(parameters, newest step) of `ckpt:DIR[@STEP|@best|@ema|@avgN]` for the run that made it, as `reopen` gives it.
+
+    Heads that it does not use are left out, low-rank factors are merged.
+    """
     params, step, *_ = _from_checkpoint(spec, this, strict=True)
     return params, step
 
 
 def read_all(spec: str, this: Run) -> Any:
-    """All parameters of a checkpoint, heads that its run does not use among them, on the first device."""
+    """All parameters of a checkpoint, heads that its run does not use among them, on the first device; low-rank factors are merged."""
     checkpoints, steps, which = specs.open_spec(spec)
     with checkpoints:
         structure = checkpoints.structure(steps[0])
         wanted = structure[which] if which in structure else this.abstract_params  # else the error of reading says what is there
-        if len(steps) > 1:
-            return checkpoints.average(steps, wanted, which=which)
-        return checkpoints.restore_params(steps[0], wanted, which=which)
+        return _restored(checkpoints, steps, {name: part for name, part in wanted.items() if name != lora.KEY}, which, None)
+
+
+def _restored(checkpoints: Checkpoints, steps: list[int], wanted: dict[str, Any], which: str, sharding: Any) -> dict[str, Any]:
+    """The parameters `wanted` of a step, or the mean of several; low-rank factors, read to `sharding`, are merged into their kernels first."""
+    saved = checkpoints.structure(steps[0])
+    if which not in saved or lora.KEY not in saved[which]:
+        options = {"which": which, "subset": True}
+        return checkpoints.average(steps, wanted, **options) if len(steps) > 1 else checkpoints.restore_params(steps[0], wanted, **options)
+    made_with = checkpoints.meta(steps[0])["config"]["lora"]
+    options = config_lib.Lora(rank=made_with["rank"], alpha=made_with["alpha"])
+    factors = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved[which][lora.KEY])
+    add = jax.jit(
+        lambda total, more: jax.tree.map(lambda a, b: a + b / len(steps), total, lora.merge(more, options)),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted),
+    )
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted)
+    for step in steps:
+        total = add(total, checkpoints.restore_params(step, {**wanted, lora.KEY: factors}, which=which, subset=True))
+    return total
 
 
 def start(this: Run) -> tuple[Any, str]:
@@ -71,15 +95,54 @@ def start(this: Run) -> tuple[Any, str]:
     spec = this.config.init
     if spec == "scratch":
         return this.init_params(), ""
+    if isinstance(this.config.model, encoder_decoder.Config) and _family_of(spec) != this.config.model.name:
+        return _start_sides(this)
+    params, told, fresh = _found(spec, this)
+    made = f" Not there, so initialised afresh: {', '.join(fresh)}." if fresh else ""
+    return _with_fresh(params, this), " ".join([f"{told[0]}.{made}", *told[1:]])
+
+
+def _found(spec: str, this: Run) -> tuple[Any, list[str], list[str]]:
+    """What a spec has of a run's parameters, what to say of it, and the heads that it has not."""
     if specs.is_directory(spec):
         imported = _directory(spec, this)
-        params, fresh = of_directory(imported, this)
-        what, notes = "Parameters", imported.notes
-    else:
-        params, step, fresh, notes = _from_checkpoint(spec, this, strict=False)
-        what = f"Parameters of step {step}"
-    made = f" Not there, so initialised afresh: {', '.join(fresh)}." if fresh else ""
-    return params, " ".join([f"{what} from {spec}.{made}", *notes])
+        params, fresh = _of_body(imported, this)
+        return params, [f"Parameters from {spec}", *imported.notes, *_resized(fresh, imported.params, this)], fresh
+    params, step, fresh, notes = _from_checkpoint(spec, this, strict=False)
+    return params, [f"Parameters of step {step} from {spec}", *notes], fresh
+
+
+def _family_of(spec: str) -> str:
+    """The family of the model that a spec names."""
+    if len(config_lib.init_specs(spec)) > 1:
+        return ""
+    if specs.is_directory(spec):
+        return hf.read(specs.fetch(spec)).config.name
+    return run.read_config(specs.parse_spec(spec).folder.parent)["model"]["name"]
+
+
+def _start_sides(this: Run) -> tuple[Any, str]:
+    """First parameters of an encoder-decoder whose sides come from models of their own (Rothe et al. 2020, section 3): cross-attention is new."""
+    options, given = this.config.model, config_lib.init_specs(this.config.init)
+    chosen = {"decoder": given[-1]} if options.share else {"encoder": given[0], "decoder": given[-1]}
+    params: dict[str, Any] = {}
+    told = []
+    for side, spec in chosen.items():
+        if spec == "scratch":
+            continue
+        config = this.model.config.side(side)
+        own = {path: leaf for path, leaf in tree.paths(this.abstract_params[side]).items() if "cross_attention" not in path}
+        # A side is read as if it were the run's own model.
+        model = models.make(config, context=this.model.module.context, heads=("lm",) if "lm" in config.heads else ("mlm",))
+        part = dataclasses.replace(this, model=model, abstract_params=tree.unflatten(own))
+        try:
+            params[side], lines, _ = _found(spec, part)
+        except ConfigError as error:
+            raise ConfigError(f"init: {spec}, of which the {side} is to be made: {error}") from None
+        told += [f"The {'encoder and the decoder' if options.share else side}: {lines[0][0].lower()}{lines[0][1:]}.", *lines[1:]]
+    there = tree.paths(params)
+    missing = dict.fromkeys(tree.group(path) for path in tree.paths(this.abstract_params) if path not in there and not path.startswith(lora.KEY + "/"))
+    return _with_fresh(params, this), " ".join([*told, f"Not there, so initialised afresh: {', '.join(missing)}."])
 
 
 def _head_of(path: str) -> str | None:
@@ -87,9 +150,21 @@ def _head_of(path: str) -> str | None:
     return name if name in HEAD_PARAMS else None
 
 
+def _resized(fresh: list[str], given: Any, this: Run) -> list[str]:
+    """What to tell of heads that begin afresh because what was given has them with another number of outputs."""
+    have, wanted = ({path: leaf.shape for path, leaf in tree.paths(params).items()} for params in (given, this.abstract_params))
+    outputs = {_head_of(path): (have[path][-1], wanted[path][-1]) for path in wanted if path in have and have[path][-1:] != wanted[path][-1:]}
+    return [f"{head} has {outputs[head][0]} outputs there, {outputs[head][1]} here." for head in fresh if head in outputs]
+
+
+def _wanted(this: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a run by path, but for low-rank factors: these begin with the run."""
+    return {path: leaf for path, leaf in tree.paths(this.abstract_params).items() if not path.startswith(lora.KEY + "/")}
+
+
 def _compare(have: dict[str, tuple[int, ...]], this: Run, what: str, *, strict: bool) -> list[str]:
     """Heads that are missing or of another shape; heads alone may be too many. Raises ConfigError listing all else that differs."""
-    wanted = {path: leaf.shape for path, leaf in tree.paths(this.abstract_params).items()}
+    wanted = {path: leaf.shape for path, leaf in _wanted(this).items()}
     lacking = {_head_of(path) for path in wanted if path not in have or have[path] != wanted[path]} - {None}
     fresh = [] if strict else sorted(lacking)
 
@@ -105,7 +180,7 @@ def _compare(have: dict[str, tuple[int, ...]], this: Run, what: str, *, strict: 
 
 
 def _from_checkpoint(spec: str, this: Run, *, strict: bool) -> tuple[Any, int, list[str], list[str]]:
-    """(parameters, newest step, heads initialised afresh, notes); unless `strict`, tables grow with the tokenizer."""
+    """(parameters, newest step, heads that are missing, notes); unless `strict`, tables grow with the tokenizer."""
     checkpoints, steps, which = specs.open_spec(spec)
     with checkpoints:
         made_with = checkpoints.meta(steps[0])["tokenizer"]
@@ -116,21 +191,19 @@ def _from_checkpoint(spec: str, this: Run, *, strict: bool) -> tuple[Any, int, l
                 f"{spec} was made with another tokenizer (fingerprint {made_with[:12]}) than this run's ({this.tokenizer.fingerprint[:12]}). "
                 f"Set --config.tokenizer.path={checkpoints.folder.parent / 'tokenizer'}; --config.tokenizer.extra=FILE adds pieces to it."
             )
-        structure, wanted = checkpoints.structure(steps[0]), tree.paths(this.abstract_params)
+        structure, wanted = checkpoints.structure(steps[0]), _wanted(this)
         have, fresh = {}, []
         if which in structure:  # else the error of reading says what is there
-            have = {path: tuple(leaf.shape) for path, leaf in tree.paths(structure[which]).items()}
+            have = {path: tuple(leaf.shape) for path, leaf in tree.paths(structure[which]).items() if not path.startswith(lora.KEY + "/")}
             compared = have if grew is None else growth.shapes(have, wanted)
             fresh = _compare(compared, this, f"checkpoint {checkpoints.folder / str(steps[0])}", strict=strict)
         flat = {path: leaf for path, leaf in wanted.items() if _head_of(path) not in fresh}
         known = tree.unflatten(growth.before(flat, have) if grew is not None and have else flat)
-        if len(steps) > 1:
-            params = checkpoints.average(steps, known, which=which, subset=True)
-        else:
-            params = checkpoints.restore_params(steps[0], known, which=which, subset=True)
+        params = _restored(checkpoints, steps, known, which, this.layout.replicated())
     if grew is not None:
         params = growth.grow(params, grew, wanted=wanted)
-    return _with_fresh(params, this, fresh), steps[0], fresh, [] if grew is None else [grew.note]
+    resized = _resized(fresh, structure[which], this)
+    return params, steps[0], fresh, [*resized, *([] if grew is None else [grew.note])]
 
 
 def _directory(spec: str, this: Run) -> hf.Imported:
@@ -182,15 +255,33 @@ def check_pieces(spec: str, folder: Path, tokenizer: text.Tokenizer) -> None:
 
 def of_directory(imported: hf.Imported, this: Run) -> tuple[Any, list[str]]:
     """(parameters, heads initialised afresh) of a run from a directory's model. Raises ConfigError if the bodies differ."""
+    params, fresh = _of_body(imported, this)
+    return _with_fresh(params, this), fresh
+
+
+def _of_body(imported: hf.Imported, this: Run) -> tuple[Any, list[str]]:
+    """(parameters, heads that are missing) of a run from a directory's model."""
     flat = tree.paths(imported.params)
     fresh = _compare({path: leaf.shape for path, leaf in flat.items()}, this, "the directory's model", strict=False)
-    wanted = {path: leaf for path, leaf in tree.paths(this.abstract_params).items() if _head_of(path) not in fresh}
+    wanted = {path: leaf for path, leaf in _wanted(this).items() if _head_of(path) not in fresh}
     placed = {path: jax.make_array_from_callback(leaf.shape, leaf.sharding, flat[path].__getitem__) for path, leaf in wanted.items()}
-    return _with_fresh(tree.unflatten(placed), this, fresh), fresh
+    return tree.unflatten(placed), fresh
 
 
-def _with_fresh(params: Any, this: Run, fresh: list[str]) -> Any:
-    return {**params, **{name: leaves for name, leaves in this.init_params().items() if name in fresh}} if fresh else params
+def _with_fresh(params: Any, this: Run) -> Any:
+    """The parameters with those that are missing as they begin. Raises ConfigError for one that would stay so."""
+    given = tree.paths(params)
+    missing = [path for path in tree.paths(this.abstract_params) if path not in given]
+    if not missing:
+        return params
+    frozen = list(dict.fromkeys(tree.group(path) for path in missing if path in this.optimizer.frozen and this.optimizer.frozen[path]))
+    if frozen:
+        raise ConfigError(
+            f"{', '.join(frozen)} would begin afresh and be frozen: what init names has none. Train it: with --config.lora.train={frozen[0]}/.* (beside "
+            "what lora.train has) if low-rank factors are trained, or leave it out of --config.optimizer.freeze."
+        )
+    fresh = tree.paths(this.init_params())
+    return tree.unflatten({**given, **{path: fresh[path] for path in missing}})
 
 
 def _same_function(spec: str, imported: hf.Imported, this: Run) -> None:

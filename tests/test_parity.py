@@ -41,6 +41,12 @@ def same_bias(model: Any) -> None:
     head.bias.data.copy_(head.decoder.bias.data)
 
 
+def unpooled(model: Any) -> None:
+    """An encoder-decoder has a pooler that nothing reads; ours has none, and writes zeros."""
+    for parameter in model.encoder.pooler.parameters():
+        parameter.zero_()
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A class of the reference, the name and the options of its config, and what we find in a directory of it.
@@ -78,6 +84,15 @@ LLAMA = BERT | {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_head
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "original_max_position_embeddings": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0
 }  # fmt: skip
+
+
+def sides(encoder: str, decoder: str) -> dict[str, Any]:
+    """The options of an encoder-decoder of two model types."""
+    known = {"bert": BERT | {"pad_token_id": None}, "roberta": ROBERTA, "gpt2": GPT2}
+    parts = {"encoder": {**known[encoder], "model_type": encoder}, "decoder": {**known[decoder], "model_type": decoder, "is_decoder": True, "add_cross_attention": True}}
+    return {**parts, "decoder_start_token_id": 0, "pad_token_id": 0}
+
+
 CASES = {
     "gpt2": Case("GPT2LMHeadModel", "GPT2Config", GPT2, "gpt2", ("lm",), golden=True),
     "gpt2_by_layer": Case(
@@ -175,6 +190,9 @@ CASES = {
     ),
     "t5_classify": Case("T5ForSequenceClassification", "T5Config", T5 | {"num_labels": 3}, "t5", ("classify:3",), scale=1.5),
     "t5_qa": Case("T5ForQuestionAnswering", "T5Config", T5, "t5", ("qa",), scale=1.5),
+    "bert2bert": Case("EncoderDecoderModel", "EncoderDecoderConfig", sides("bert", "bert"), "encoder-decoder", ("lm",), prepare=unpooled, golden=True),
+    "roberta2gpt": Case("EncoderDecoderModel", "EncoderDecoderConfig", sides("roberta", "gpt2"), "encoder-decoder", ("lm",), prepare=unpooled),
+    "bert2roberta": Case("EncoderDecoderModel", "EncoderDecoderConfig", sides("bert", "roberta"), "encoder-decoder", ("lm",), prepare=unpooled),
     "mt5": Case("MT5ForConditionalGeneration", "MT5Config", T5, "mt5", ("lm",), scale=1.5, prepare=untie, warns=UNTIED, written="T5ForConditionalGeneration"),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm.fields import ConfigError, lookup
-from ptm.hf import electra, files, transfer
+from ptm.hf import electra, encoder_decoder, files, transfer
 from ptm.hf.albert import ALBERT
 from ptm.hf.bert import BERT
 from ptm.hf.gpt import GPT, GPT2
@@ -21,7 +21,7 @@ from ptm.hf.xlnet import XLNET
 # A config of ours is written with the first table of its family that says it can.
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (GPT2, GPT, BERT, ROBERTA, XLM_ROBERTA, ALBERT, electra.ELECTRA, XLNET, MODERNBERT, T5, MT5, QWEN3, MISTRAL, QWEN2, LLAMA)
+    for family in (encoder_decoder.ENCODER_DECODER, GPT2, GPT, BERT, ROBERTA, XLM_ROBERTA, ALBERT, electra.ELECTRA, XLNET, MODERNBERT, T5, MT5, QWEN3, MISTRAL, QWEN2, LLAMA)
 }
 
 __all__ = ["FAMILIES", "Exported", "Imported", "family_of", "folders", "read", "write"]
@@ -62,6 +62,8 @@ def family_of(config: Any) -> Family:
 def write(config: Any, heads: tuple[str, ...], params: Mapping[str, Any]) -> dict[str, Exported]:
     """The directories of a model of ours, by their names below the folder that they are for; of a single one the name is empty."""
     family = family_of(config)
+    if family is encoder_decoder.ENCODER_DECODER:
+        config, params = encoder_decoder.unshared(config, params)
     models = electra.split(config, heads, params) if family is electra.ELECTRA else {}
     if len(models) < 2:
         models = {"": next(iter(models.values()), (config, heads, params))}

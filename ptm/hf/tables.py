@@ -273,7 +273,8 @@ class Family:
     first dimension of that tensor is N. `implies` maps a head to another whose parameters it needs. `adjust(source, keys)` may change the
     keys of our config by what tensors are there (a transfer.Source). `aliases` are other names that the reference takes for keys of theirs.
     `writes(config)` says whether a config of ours can be of this model_type. `renames` are patterns of names in old files, and what they are
-    called today. `tokenizers` maps kinds of tokenizers to the model's own classes.
+    called today. `unused(config)` gives names and shapes of tensors that the reference asks for and reads nowhere: they are written as zeros, and
+    not read. `tokenizers` maps kinds of tokenizers to the model's own classes.
     """
 
     model_type: str
@@ -286,6 +287,7 @@ class Family:
     implies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[Ignored, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    unused: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
     tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adjust: Callable[[Any, dict[str, Any]], None] = lambda source, keys: None
     writes: Callable[[Any], bool] = lambda config: True

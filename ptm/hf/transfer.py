@@ -17,6 +17,7 @@ from ptm.nn.context import Context
 from ptm.nn.heads import head_names, split_head
 
 MAX_LINES = 40
+LABELLED = ("classify", "tag")  # heads whose outputs have names
 
 
 class Source:
@@ -51,13 +52,14 @@ class Source:
 
 
 class Imported(NamedTuple):
-    """What a directory holds, in our terms. `notes` are what a user should know."""
+    """What a directory holds, in our terms. `notes` are what a user should know, `labels` the names of what a head `classify:N` or `tag:N` gives."""
 
     family: Family
     config: Any
     heads: tuple[str, ...]
     params: dict[str, Any]
     notes: list[str]
+    labels: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -107,7 +109,8 @@ def read_config(family: Family, theirs: Mapping[str, Any], source: Source | None
             family.adjust(source, keys)
         cls = models.MODELS[family.name].config
         hints = fields.annotations(cls)
-        config = cls(**{key: fields.coerce(value, hints[key], f"model.{key}") for key, value in keys.items()})
+        made = fields.tables(cls)  # read by tables of their own
+        config = cls(**{key: value if key in made else fields.coerce(value, hints[key], f"model.{key}") for key, value in keys.items()})
         fields.check(config, "model")
     except ConfigError as error:
         return None, [f"config     {error}"]
@@ -131,8 +134,16 @@ def found_heads(family: Family, source: Source) -> tuple[str, ...]:
         sign = family.signs[head]
         if sign in source and sign not in taken:
             taken.add(sign)
-            heads.append(f"{head}:{source.tensor(sign).shape[0]}" if head in ("classify", "tag") else head)
+            heads.append(f"{head}:{source.tensor(sign).shape[0]}" if head in LABELLED else head)
     return with_implied(family, heads)
+
+
+def label_names(theirs: Mapping[str, Any], heads: Sequence[str]) -> tuple[str, ...]:
+    """Names of the outputs of a head `classify:N` or `tag:N` by their id2label; LABEL_0, ... as the reference calls those that it does not name."""
+    count = next((size for name, size in map(split_head, heads) if name in LABELLED), 0)
+    given = theirs["id2label"] if isinstance(theirs.get("id2label"), dict) else {}
+    names = tuple(str(given[str(n)]) if str(n) in given else f"LABEL_{n}" for n in range(count))
+    return names if len(set(names)) == count else tuple(f"LABEL_{n}" for n in range(count))
 
 
 def read(family: Family, directory: files.Directory) -> Imported:
@@ -182,7 +193,7 @@ def read(family: Family, directory: files.Directory) -> Imported:
     problems += _left_over(family, source, used)
     _refuse(what, problems, advice)
     notes = ["auto_map of config.json is ignored: no code that a directory names is run."] if "auto_map" in directory.config else []
-    return Imported(family, config, heads, tree.unflatten({path: np.asarray(leaf, np.float32) for path, leaf in params.items()}), notes)
+    return Imported(family, config, heads, tree.unflatten({path: np.asarray(leaf, np.float32) for path, leaf in params.items()}), notes, label_names(directory.config, heads))
 
 
 def _left_over(family: Family, source: Source, used: set[str]) -> list[str]:
@@ -259,4 +270,5 @@ def write(family: Family, config: Any, heads: tuple[str, ...], params: Mapping[s
     problems += [f"unmapped   {path} {wanted[path]}: no tensor of theirs is for it" for path in wanted if path not in mapped]
     problems += [f"left over  {path} {leaves[path].shape}: the model has no such parameter" for path in leaves.keys() - shapes(config, heads).keys()]
     _refuse(f"model {config.name} cannot be written as {architecture.name}:", problems, "Nothing was written.")
+    tensors |= {name: np.zeros(shape, np.float32) for name, shape in family.unused(config).items()}
     return Exported(theirs, tensors, architecture, kept, notes)

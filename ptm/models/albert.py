@@ -99,14 +99,14 @@ class Albert(Headed):
             self.mlm_head = MLMHead(self.context, c.width, c.embed_width, c.vocab_size, c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.classify_dropout, activation=None, pooled=True)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, train: bool = False) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, maps: bool = False, train: bool = False) -> Output:
         """Hidden states of a batch, `states` after each block; a batch without types_BL is all of type 0."""
         tokens_BL = batch["tokens_BL"]
         types_BL = batch["types_BL"] if "types_BL" in batch else jnp.zeros_like(tokens_BL)
         x_BLE = self.token_embed(tokens_BL) + self.position_embed(batch["positions_BL"]) + self.type_embed(types_BL)
         x_BLE = self.embed_dropout(self.embed_norm(x_BLE), deterministic=not train)
         x_BLD = self.context.layout.constrain(self.embed_projection(x_BLE), "batch", "residual_length", "residual")
-        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
+        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, maps=maps, train=train)
 
     def mlm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.mlm_head(hidden, self.token_embed)

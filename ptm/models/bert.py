@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ptm.fields import field
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead
-from ptm.nn.masks import self_mask
+from ptm.nn.masks import Mask, cached_mask, self_mask
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
 from ptm.nn.shape import BlockConfig, block_flops, check_heads
@@ -91,9 +91,10 @@ ROBERTA_SIZES: dict[str, dict[str, Any]] = {name: SIZES[name] for name in ("base
 
 
 class Bert(Headed):
-    """tokens_BL (and types_BL) -> hidden_BLD."""
+    """tokens_BL (and types_BL) -> hidden_BLD. One with `cross` also decodes, as a side of an encoder-decoder."""
 
     config: BertConfig
+    cross: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -102,7 +103,7 @@ class Bert(Headed):
         self.type_embed = Embed(self.context, c.num_types, c.width, c.init_std)
         self.embed_norm = Norm("layer", c.norm_eps)
         self.embed_dropout = nn.Dropout(c.dropout)
-        self.encoder = Stack(c.block(), self.context, c.num_layers)
+        self.encoder = Stack(dataclasses.replace(c.block(), cross=self.cross), self.context, c.num_layers)
         if "mlm" in self.heads:
             self.mlm_head = MLMHead(
                 self.context, c.width, c.width, c.vocab_size, c.head_activation or c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings
@@ -111,14 +112,26 @@ class Bert(Headed):
             width=c.width, std=c.init_std, dropout=c.dropout, activation=c.classify_activation, pooled=c.classify_activation is None
         )  # fmt: skip
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, train: bool = False) -> Output:
-        """Hidden states of a batch; a batch without types_BL is all of type 0."""
+    def __call__(
+        self, batch: dict[str, jax.Array], *, mask: str = "full", memory_BID: Any = None, memory_mask: Mask | None = None, cache: Any = None,
+        states: bool = False, maps: bool = False, train: bool = False,
+    ) -> Output:  # fmt: skip
+        """Hidden states of a batch; a batch without types_BL is all of type 0. Memory and cache are those of a decoder."""
         tokens_BL = batch["tokens_BL"]
         types_BL = batch["types_BL"] if "types_BL" in batch else jnp.zeros_like(tokens_BL)
         positions_BL = batch["positions_BL"] + self.config.position_offset
         x_BLD = self.token_embed(tokens_BL) + self.position_embed(positions_BL) + self.type_embed(types_BL)
         x_BLD = self.embed_dropout(self.embed_norm(x_BLD), deterministic=not train)
-        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
+        options = {"memory_BID": memory_BID, "memory_mask": memory_mask, "states": states, "maps": maps, "train": train}
+        if cache is None:
+            return self.encoder(x_BLD, mask=self_mask(mask, batch), **options)
+        decode_mask, seen = cached_mask(mask, batch, cache["seen"])
+        out = self.encoder(x_BLD, mask=decode_mask, cache=cache["layers"], **options)
+        return out.replace(cache={"layers": out.cache, "seen": seen})
+
+    def memory(self, encoded: Output) -> tuple[dict[str, jax.Array], ...]:
+        """What each layer reads of an encoder's hidden states, once and for all tokens."""
+        return self.encoder.memory(encoded.hidden_BLD)
 
     def mlm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.mlm_head(hidden, self.token_embed)

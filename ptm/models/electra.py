@@ -11,7 +11,7 @@ from ptm.fields import ConfigError, field
 from ptm.models.bert import BertConfig
 from ptm.nn.context import Context
 from ptm.nn.embed import Embed
-from ptm.nn.heads import ClassifyHead, Headed, MLMHead
+from ptm.nn.heads import ClassifyHead, Headed, MLMHead, head_names
 from ptm.nn.linear import Linear
 from ptm.nn.masks import self_mask
 from ptm.nn.norm import Norm
@@ -118,7 +118,7 @@ class Part(nn.Module):
         """Tables and norm by name: its own ones, and of others those that are shared."""
         return {name: getattr(self, name) if name in self.own else shared[name] for name in EMBEDDINGS}
 
-    def __call__(self, batch: dict[str, jax.Array], shared: dict[str, nn.Module], *, mask: str, states: bool, train: bool) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], shared: dict[str, nn.Module], *, mask: str, states: bool, maps: bool, train: bool) -> Output:
         tokens_BL = batch["tokens_BL"]
         types_BL = batch["types_BL"] if "types_BL" in batch else jnp.zeros_like(tokens_BL)
         embed = self.embeddings(shared)
@@ -126,7 +126,7 @@ class Part(nn.Module):
         x_BLD = self.embed_dropout(embed["embed_norm"](x_BLD), deterministic=not train)
         if x_BLD.shape[-1] != self.block.width:
             x_BLD = self.context.layout.constrain(self.embed_projection(x_BLD), "batch", "residual_length", "residual")
-        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
+        return self.encoder(x_BLD, mask=self_mask(mask, batch), states=states, maps=maps, train=train)
 
 
 class Electra(Headed):
@@ -155,14 +155,16 @@ class Electra(Headed):
         self.rtd_head = ClassifyHead(self.context, c.width, 1, c.init_std, c.activation)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation="gelu")
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", part: str | None = None, states: bool = False, train: bool = False) -> Output:
+    def __call__(
+        self, batch: dict[str, jax.Array], *, mask: str = "full", part: str | None = None, states: bool = False, maps: bool = False, train: bool = False
+    ) -> Output:
         """Hidden states of a batch from the `generator` or the `discriminator`; by default from the latter, unless `mlm` is the only head.
 
         A batch without types_BL is all of type 0.
         """
         part = part or ("generator" if self.heads == ("mlm",) else "discriminator")
         encoder = self.generator if part == "generator" and self.config.tie_embeddings != "all" else self.discriminator
-        return encoder(batch, self._embeddings(), mask=mask, states=states, train=train)
+        return encoder(batch, self._embeddings(), mask=mask, states=states, maps=maps, train=train)
 
     def _embeddings(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in EMBEDDINGS}
@@ -190,7 +192,4 @@ class Electra(Headed):
         if "mlm" in self.heads:
             self.logits(self(batch, part="generator").hidden_BLD[:, :1], "mlm")
         if self.heads != ("mlm",):
-            hidden_BLD = self(batch, part="discriminator").hidden_BLD
-            for head in self.heads:
-                if head != "mlm":
-                    self.logits(hidden_BLD[:, :1], head)
+            self.touch_heads(self(batch, part="discriminator", states="layer_mix" in head_names(self.heads)), batch, besides=("mlm",))

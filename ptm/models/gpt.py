@@ -11,7 +11,7 @@ from ptm.fields import field
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
-from ptm.nn.masks import cached_mask, empty_seen, self_mask
+from ptm.nn.masks import Mask, cached_mask, empty_seen, self_mask
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.shape import BIASED, BlockConfig, block_flops, check_heads
 from ptm.nn.stack import Output, Stack, empty_cache
@@ -75,29 +75,38 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class GPT(Headed):
-    """tokens_BL -> hidden_BLD; head `lm`: logits_BLV."""
+    """tokens_BL -> hidden_BLD; head `lm`: logits_BLV. One with `cross` is a side of an encoder-decoder."""
 
     config: Config
+    cross: bool = False
 
     def setup(self) -> None:
         c = self.config
         self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
         self.position_embed = Embed(self.context, c.max_length, c.width, c.init_std)
-        self.decoder = Stack(c.block(), self.context, c.num_layers)
+        self.decoder = Stack(dataclasses.replace(c.block(), cross=self.cross), self.context, c.num_layers)
         self.embed_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
             self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=jnp.float32)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", cache: Any = None, states: bool = False, train: bool = False) -> Output:
+    def __call__(
+        self, batch: dict[str, jax.Array], *, mask: str = "causal", memory_BID: Any = None, memory_mask: Mask | None = None, cache: Any = None,
+        states: bool = False, maps: bool = False, train: bool = False,
+    ) -> Output:  # fmt: skip
         """Hidden states of a batch; with a cache, the batch continues the rows that the cache holds."""
         x_BLD = self.token_embed(batch["tokens_BL"]) + self.position_embed(batch["positions_BL"])
         x_BLD = self.embed_dropout(x_BLD, deterministic=not train)
+        options = {"memory_BID": memory_BID, "memory_mask": memory_mask, "states": states, "maps": maps, "train": train}
         if cache is None:
-            return self.decoder(x_BLD, mask=self_mask(mask, batch), states=states, train=train)
+            return self.decoder(x_BLD, mask=self_mask(mask, batch), **options)
         decode_mask, seen = cached_mask(mask, batch, cache["seen"])
-        out = self.decoder(x_BLD, mask=decode_mask, cache=cache["layers"], states=states, train=train)
+        out = self.decoder(x_BLD, mask=decode_mask, cache=cache["layers"], **options)
         return out.replace(cache={"layers": out.cache, "seen": seen})
+
+    def memory(self, encoded: Output) -> tuple[dict[str, jax.Array], ...]:
+        """What each layer reads of an encoder's hidden states, once and for all tokens."""
+        return self.decoder.memory(encoded.hidden_BLD)
 
     def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.token_embed.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden)

@@ -146,14 +146,16 @@ class Llama(Headed):
             self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=jnp.float32)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", cache: Any = None, states: bool = False, train: bool = False) -> Output:
+    def __call__(
+        self, batch: dict[str, jax.Array], *, mask: str = "causal", cache: Any = None, states: bool = False, maps: bool = False, train: bool = False
+    ) -> Output:
         """Hidden states of a batch; with a cache, the batch continues the rows that the cache holds."""
         x_BLD = self.embed_dropout(self.token_embed(batch["tokens_BL"]), deterministic=not train)
         positions_BL = batch["positions_BL"]
         if cache is None:
-            return self.decoder(x_BLD, mask=self_mask(mask, batch), positions_BL=positions_BL, states=states, train=train)
+            return self.decoder(x_BLD, mask=self_mask(mask, batch), positions_BL=positions_BL, states=states, maps=maps, train=train)
         decode_mask, seen = cached_mask(mask, batch, cache["seen"])
-        out = self.decoder(x_BLD, mask=decode_mask, positions_BL=positions_BL, cache=cache["layers"], states=states, train=train)
+        out = self.decoder(x_BLD, mask=decode_mask, positions_BL=positions_BL, cache=cache["layers"], states=states, maps=maps, train=train)
         return out.replace(cache={"layers": out.cache, "seen": seen})
 
     def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:

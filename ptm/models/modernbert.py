@@ -130,10 +130,10 @@ class ModernBert(Headed):
             self.qa_head = TaskHead(c, self.context, 2)
         self.make_common_heads(width=c.width, std=c.init_std)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, train: bool = False) -> Output:
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", states: bool = False, maps: bool = False, train: bool = False) -> Output:
         """Hidden states of a batch."""
         x_BLD = self.embed_dropout(self.embed_norm(self.token_embed(batch["tokens_BL"])), deterministic=not train)
-        return self.encoder(x_BLD, mask=self_mask(mask, batch), positions_BL=batch["positions_BL"], states=states, train=train)
+        return self.encoder(x_BLD, mask=self_mask(mask, batch), positions_BL=batch["positions_BL"], states=states, maps=maps, train=train)
 
     def mlm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.mlm_head(hidden, self.token_embed)

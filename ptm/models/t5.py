@@ -106,31 +106,36 @@ class T5(Headed):
             self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), std, use_bias=False, dtype=jnp.float32)
         self.make_heads(width=c.width, std=std, dropout=c.dropout, activation="tanh")
 
-    def encode(self, batch: dict[str, jax.Array], *, states: bool = False, train: bool = False) -> Output:
+    def encode(self, batch: dict[str, jax.Array], *, states: bool = False, maps: bool = False, train: bool = False) -> Output:
         """Hidden states of the encoder, hidden_BLD with L = I."""
         x_BID = self.embed_dropout(self.token_embed(batch["inputs_BI"]), deterministic=not train)
-        out = self.encoder(x_BID, mask=encoder_mask(batch), states=states, train=train)
+        out = self.encoder(x_BID, mask=encoder_mask(batch), states=states, maps=maps, train=train)
         return out.replace(hidden_BLD=self.out_dropout(out.hidden_BLD, deterministic=not train))
 
     def decode(
-        self, batch: dict[str, jax.Array], encoded: Output, *, mask: str = "causal", cache: Any = None, states: bool = False, train: bool = False
-    ) -> Output:
-        """Hidden states of the decoder given the encoder's; with a cache, the batch continues the rows that the cache holds."""
+        self, batch: dict[str, jax.Array], encoded: Output | tuple, *, mask: str = "causal", cache: Any = None, states: bool = False, maps: bool = False,
+        train: bool = False,
+    ) -> Output:  # fmt: skip
+        """Hidden states of the decoder given the encoder's, or its `memory` of them; with a cache, the batch continues the rows that the cache holds."""
         x_BLD = self.embed_dropout(self.token_embed(batch["tokens_BL"]), deterministic=not train)
         side_mask, seen = (self_mask(mask, batch), None) if cache is None else cached_mask(mask, batch, cache["seen"])
         out = self.decoder(
-            x_BLD, mask=side_mask, memory_BID=encoded.hidden_BLD, memory_mask=cross_mask(batch), cache=None if cache is None else cache["layers"],
-            states=states, train=train,
+            x_BLD, mask=side_mask, memory_BID=encoded.hidden_BLD if isinstance(encoded, Output) else encoded, memory_mask=cross_mask(batch),
+            cache=None if cache is None else cache["layers"], states=states, maps=maps, train=train,
         )  # fmt: skip
         if cache is not None:
             out = out.replace(cache={"layers": out.cache, "seen": seen})
-        tops = [top for top in (encoded.attention_max, out.attention_max) if top is not None]
+        tops = [side.attention_max for side in (encoded, out) if isinstance(side, Output) and side.attention_max is not None]
         hidden_BLD = self.out_dropout(out.hidden_BLD, deterministic=not train)
         return out.replace(hidden_BLD=hidden_BLD, attention_max=jnp.max(jnp.stack(tops)) if tops else None)
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", states: bool = False, train: bool = False) -> Output:
+    def memory(self, encoded: Output) -> tuple[dict[str, jax.Array], ...]:
+        """What each layer of the decoder reads of the encoder's hidden states, once and for all tokens."""
+        return self.decoder.memory(encoded.hidden_BLD)
+
+    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "causal", states: bool = False, maps: bool = False, train: bool = False) -> Output:
         """Hidden states of the decoder."""
-        return self.decode(batch, self.encode(batch, train=train), mask=mask, states=states, train=train)
+        return self.decode(batch, self.encode(batch, train=train), mask=mask, states=states, maps=maps, train=train)
 
     def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         """Scaled by 1/sqrt(width) where embeddings are tied."""

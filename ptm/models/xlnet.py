@@ -114,7 +114,9 @@ class XLNet(Headed):
             self.mlm_head = MLMHead(self.context, c.width, c.width, c.vocab_size, c.activation, "layer", c.norm_eps, c.init_std, tied=c.tie_embeddings)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation="tanh")
 
-    def __call__(self, batch: dict[str, jax.Array], *, mask: str = "full", cache: Any = None, states: bool = False, train: bool = False) -> Output:
+    def __call__(
+        self, batch: dict[str, jax.Array], *, mask: str = "full", cache: Any = None, states: bool = False, maps: bool = False, train: bool = False
+    ) -> Output:
         """Hidden states of a batch; with a memory as `cache`, its rows continue those that were remembered.
 
         A batch without types_BL is all of one type; what is remembered is of type 0. reversed_BL is 1 where text stands in reverse order.
@@ -132,7 +134,7 @@ class XLNet(Headed):
             query_BSD = self.context.layout.constrain(query_BSD, "batch", None, "residual")
             streams += (self.embed_dropout(query_BSD, deterministic=not train),)
             views += (_view(batch, content_mask.at(index_BS), index_BS),)
-        return self.encoder(streams, views, segments_BL=batch["segments_BL"], cache=cache, states=states, train=train)
+        return self.encoder(streams, views, segments_BL=batch["segments_BL"], cache=cache, states=states, maps=maps, train=train)
 
     def lm_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.lm_head(hidden, self.token_embed)

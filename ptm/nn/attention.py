@@ -36,11 +36,12 @@ class Request:
     dropout: bool
     decoding: bool
     row_bias: bool = False  # a bias that differs from row to row
+    maps: bool = False  # the weights themselves are wanted
 
 
 def _refuse_chunked(request: Request) -> str | None:
-    if request.decoding:
-        return "it does not decode from a cache"
+    if request.maps:
+        return "it never holds a whole matrix of weights; maps need xla"
     return None
 
 
@@ -57,6 +58,8 @@ def _refuse_cudnn(request: Request) -> str | None:
         return "its backward pass needs even lengths"
     if request.decoding:
         return "it does not decode from a cache"
+    if request.maps:
+        return "it never shows its weights; maps need xla"
     if request.row_bias:
         return "the gradient of a bias that differs from row to row has not been proved right there"
     return None
@@ -83,20 +86,30 @@ def choose(backend: str, request: Request) -> str:
     return chosen
 
 
-def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale, dropout, rng):
-    # Heads before positions: batched products of plain matrices.
+def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale, dropout, rng, maps=False):
+    # Heads before positions: batched products of plain matrices. Queries of heads that share their keys lie below each other.
     q_BHLK, k_BHTK, v_BHTK = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK * scale, k_BTHK, v_BTHK))
-    logits_BHLT = jnp.einsum("bhlk,bhtk->bhlt", q_BHLK, k_BHTK, preferred_element_type=jnp.float32)
+    (rows, heads, length, _), kv_heads = q_BHLK.shape, k_BHTK.shape[1]
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return x.reshape(rows, kv_heads, heads // kv_heads * length, x.shape[-1])
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(rows, heads, length, x.shape[-1])
+
+    logits_BHLT = split(jnp.einsum("bhlk,bhtk->bhlt", grouped(q_BHLK), k_BHTK, preferred_element_type=jnp.float32))
     if bias_BHLT is not None:
         logits_BHLT = logits_BHLT + bias_BHLT
     logits_BHLT = jnp.where(mask_B1LT, logits_BHLT, MASKED)
     largest_BHL1 = jax.lax.stop_gradient(jnp.max(logits_BHLT, axis=-1, keepdims=True))
     weights_BHLT = jnp.exp(logits_BHLT - largest_BHL1)
     total_BHL1 = jnp.sum(weights_BHLT, axis=-1, keepdims=True)
+    maps_BHLT = weights_BHLT / total_BHL1 if maps else None
     if dropout:
         weights_BHLT = weights_BHLT * jax.random.bernoulli(rng, 1 - dropout, weights_BHLT.shape) / (1 - dropout)
-    out_BHLK = jnp.einsum("bhlt,bhtk->bhlk", weights_BHLT.astype(v_BHTK.dtype), v_BHTK, preferred_element_type=jnp.float32) / total_BHL1
-    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BTHK.dtype), jnp.max(largest_BHL1)
+    out_BHLK = jnp.einsum("bhlt,bhtk->bhlk", grouped(weights_BHLT.astype(v_BHTK.dtype)), v_BHTK, preferred_element_type=jnp.float32)
+    out_BHLK = split(out_BHLK) / total_BHL1
+    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BTHK.dtype), jnp.max(largest_BHL1), maps_BHLT
 
 
 def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, rng, chunk):
@@ -114,7 +127,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, r
     def block(largest, n):
         start = n * chunk
         part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
-        out, top = _xla(
+        out, top, _ = _xla(
             part(q_BLHK, axis=1), k_BTHK, v_BTHK,
             mask_B1LT=mask.part(start, chunk).dense(),
             bias_BHLT=None if bias_BHLT is None else part(bias_BHLT, axis=2),
@@ -124,7 +137,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, r
 
     largest, out_nBCHK = jax.lax.scan(block, jnp.float32(MASKED), jnp.arange(count))
     out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape[:2] + v_BTHK.shape[2:])
-    return out_BLHK[:, :length], largest
+    return out_BLHK[:, :length], largest, None
 
 
 def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale):
@@ -133,7 +146,7 @@ def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale):
     out = jax.nn.dot_product_attention(
         q_BLHK, k_BTHK, v_BTHK, bias=bias, mask=jnp.broadcast_to(mask_B1LT, shape), scale=scale, implementation="cudnn"
     )
-    return out, None  # the kernel never shows its logits
+    return out, None, None  # the kernel never shows its logits
 
 
 def attend(
@@ -148,8 +161,9 @@ def attend(
     dropout: float = 0.0,
     rng: jax.Array | None = None,
     decoding: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Attention out_BLHK and the largest logit (None where the backend does not show it).
+    maps: bool = False,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Attention out_BLHK, the largest logit (None where the backend does not show it), and with `maps` the weights [B, H, L, T], float32, before dropout.
 
     `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may share (B = 1), is added to the scaled logits. Raises ConfigError
     if the configured backend cannot honour the call.
@@ -157,54 +171,63 @@ def attend(
     request = Request(
         platform=context.layout.mesh.devices.flat[0].platform, dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1],
         keys=k_BTHK.shape[1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
-        row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1,
+        row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1, maps=maps,
     )  # fmt: skip
-    backend = choose(context.attention if not decoding else "xla", request)
-    if backend != "cudnn" and k_BTHK.shape[2] != q_BLHK.shape[2]:
-        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))  # cudnn knows of groups itself
+    backend = choose(context.attention if not decoding else "auto", request)
+    # cudnn knows of groups itself, and a cache must not be copied; else heads are split over devices as one.
+    if backend != "cudnn" and not decoding and k_BTHK.shape[2] != q_BLHK.shape[2]:
+        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
     if backend == "chunked":
         return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
     if backend == "cudnn":
         return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale)
-    return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng)
+    return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, maps=maps)
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2): projections, rotation, `attend`, output projection.
 
-    With a cache {"key", "value"} of [B, T, H, K] and the mask's offset, the new keys and values are written at that index.
+    With a cache {"key", "value"} of [B, H, T, K] the new keys and values are written to it at the mask's offset. `source_BTD` may be such a cache
+    instead, of keys and values that are known already: what a call with None for x_BLD gives.
     """
 
     config: BlockConfig
     context: Context
     rotary: RotaryConfig | None
+    maps: bool = False  # give the weights too
 
     @nn.compact
-    def __call__(self, x_BLD, source_BTD, *, mask: Mask, bias_1HLT=None, positions_BL=None, cache=None, index=0, train: bool):
+    def __call__(self, x_BLD, source_BTD, *, mask: Mask | None = None, bias_BHLT=None, positions_BL=None, cache=None, index=0, train: bool = False):
         c, constrain = self.config, self.context.layout.constrain
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads or c.num_heads, c.head_dim)
 
         def project(name: str, x: jax.Array, outputs: tuple[int, int], std: float) -> jax.Array:
             return constrain(Linear(self.context, (c.width,), outputs, std, "qkv" in c.biases, name=name)(x), "batch", "length", "heads", None)
 
-        q_BLHK = project("query", x_BLD, heads, c.query_std)
-        k_BTHK = project("key", source_BTD, kv_heads, c.key_std)
-        v_BTHK = project("value", source_BTD, kv_heads, c.key_std)
-        if c.qk_norm:
-            q_BLHK, k_BTHK = Norm("rms", c.norm_eps, name="query_rms")(q_BLHK), Norm("rms", c.norm_eps, name="key_rms")(k_BTHK)
-        if self.rotary is not None:
-            q_BLHK, k_BTHK = rotate(q_BLHK, positions_BL, self.rotary), rotate(k_BTHK, positions_BL, self.rotary)
+        def placed(name: str, x: jax.Array) -> jax.Array:
+            x = Norm("rms", c.norm_eps, name=f"{name}_rms")(x) if c.qk_norm else x
+            return x if self.rotary is None else rotate(x, positions_BL, self.rotary)
+
+        known = source_BTD if isinstance(source_BTD, dict) else None
+        if known is None:
+            k_BTHK = placed("key", project("key", source_BTD, kv_heads, c.key_std))
+            v_BTHK = project("value", source_BTD, kv_heads, c.key_std)
+        if x_BLD is None:
+            return {"key": jnp.swapaxes(k_BTHK, 1, 2), "value": jnp.swapaxes(v_BTHK, 1, 2)}
+        q_BLHK = placed("query", project("query", x_BLD, heads, c.query_std))
         if c.scale_by_layer:
             q_BLHK = q_BLHK / jnp.asarray(index + 1, q_BLHK.dtype)
         if cache is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=mask.offset, axis=1)
-            cache = {"key": write(cache["key"], k_BTHK), "value": write(cache["value"], v_BTHK)}
-            k_BTHK, v_BTHK = cache["key"], cache["value"]
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=mask.offset, axis=2)
+            known = {"key": write(cache["key"], jnp.swapaxes(k_BTHK, 1, 2)), "value": write(cache["value"], jnp.swapaxes(v_BTHK, 1, 2))}
+            known = {name: constrain(x_BHTK, "batch", "heads", None, None) for name, x_BHTK in known.items()}
+        if known is not None:
+            k_BTHK, v_BTHK = jnp.swapaxes(known["key"], 1, 2), jnp.swapaxes(known["value"], 1, 2)
         dropout = c.attention_dropout if train else 0.0
-        out_BLHK, largest = attend(
-            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_1HLT, scale=c.scale, dropout=dropout,
-            rng=self.make_rng("dropout") if dropout else None, decoding=cache is not None,
+        out_BLHK, largest, maps_BHLT = attend(
+            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_BHLT, scale=c.scale, dropout=dropout,
+            rng=self.make_rng("dropout") if dropout else None, decoding=known is not None, maps=self.maps,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)
         out_BLD = Linear(self.context, heads, (c.width,), c.attention_out_std, "out" in c.biases, name="out")(out_BLHK)
-        return out_BLD, cache, largest
+        return out_BLD, known, largest, maps_BHLT

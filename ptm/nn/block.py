@@ -12,17 +12,21 @@ from ptm.nn.shape import BlockConfig, LayerKind
 
 
 class Block(nn.Module):
-    """x_BLD -> x_BLD. `memory_BID` is what cross-attention reads; `cache` is this layer's slice of the stack's cache, `index` its number."""
+    """x_BLD -> x_BLD. `memory_BID` is what cross-attention reads, or its keys and values (None: it is left out); `cache` is this layer's, `index` its number.
+
+    Also gives the cache, the largest logit and, where `maps` asks for them, the weights of attention and cross-attention.
+    """
 
     config: BlockConfig
     context: Context
     kind: LayerKind
     train: bool
+    maps: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD, cache, index, mask: Mask, bias_1HLT, positions_BL, memory_BID, memory_mask: Mask | None):
+    def __call__(self, x_BLD, cache, index, mask: Mask, bias_BHLT, positions_BL, memory_BID, memory_mask: Mask | None):
         c, context, kind = self.config, self.context, self.kind
-        tops = []
+        tops, maps = [], {"attention": None, "cross_attention": None}
 
         def norm(name):
             return Norm(c.norm, c.norm_eps, "norm" in c.biases, name=name)
@@ -39,14 +43,15 @@ class Block(nn.Module):
         def self_attention(x):
             nonlocal cache
             rotary = kind.rotary or c.rotary
-            y, cache, top = Attention(c, context, rotary=rotary, name="attention")(
-                x, x, mask=mask.replace(window=kind.window), bias_1HLT=bias_1HLT, positions_BL=positions_BL, cache=cache, index=index, train=self.train
+            y, cache, top, maps["attention"] = Attention(c, context, rotary=rotary, maps=self.maps, name="attention")(
+                x, x, mask=mask.replace(window=kind.window), bias_BHLT=bias_BHLT, positions_BL=positions_BL, cache=cache, index=index, train=self.train
             )
             tops.append(top)
             return y
 
         def cross_attention(x):
-            y, _, top = Attention(c, context, rotary=None, name="cross_attention")(x, memory_BID, mask=memory_mask, index=index, train=self.train)
+            attention = Attention(c, context, rotary=None, maps=self.maps, name="cross_attention")
+            y, _, top, maps["cross_attention"] = attention(x, memory_BID, mask=memory_mask, index=index, train=self.train)
             tops.append(top)
             return y
 
@@ -56,8 +61,19 @@ class Block(nn.Module):
             x_BLD = x_BLD + dropped(self_attention(y_BLD) + mlp(y_BLD, train=self.train))
         else:
             x_BLD = sublayer(x_BLD, "attention_norm", self_attention)
-            if c.cross:
+            if c.cross and memory_BID is not None:
                 x_BLD = sublayer(x_BLD, "cross_attention_norm", cross_attention)
             x_BLD = sublayer(x_BLD, "mlp_norm", lambda x: mlp(x, train=self.train))
         seen = [top for top in tops if top is not None]
-        return x_BLD, (cache, jnp.max(jnp.stack(seen)) if seen else None)
+        return x_BLD, (cache, jnp.max(jnp.stack(seen)) if seen else None, maps["attention"], maps["cross_attention"])
+
+
+class Memory(nn.Module):
+    """What a block's cross-attention makes of `memory_BID`, with the block's parameters: keys and values [B, H, I, K]."""
+
+    config: BlockConfig
+    context: Context
+
+    @nn.compact
+    def __call__(self, memory_BID):
+        return Attention(self.config, self.context, rotary=None, name="cross_attention")(None, memory_BID)

@@ -12,12 +12,17 @@ from ptm.nn.embed import Embed
 from ptm.nn.linear import Linear
 from ptm.nn.mlp import ACTIVATIONS
 from ptm.nn.norm import Norm
+from ptm.nn.readers import BiLSTM, LayerMix
+from ptm.nn.stack import Output
 
 # Top-level names of parameters that belong to heads, ELECTRA's generator to `mlm`: what a pretrained body may lack when another head is put on it.
 HEAD_PARAMS = (
     "lm_head", "mlm_head", "generator", "pooler", "pair_head", "rtd_head", "restore_head", "classify_head", "tag_head", "qa_head", "hidden_projection",
+    "layer_mix", "bilstm",
 )  # fmt: skip
-COMMON_HEADS = ("hidden_projection",)  # heads of every family
+READERS = ("layer_mix", "bilstm")  # no heads of their own: what task heads read the hidden states through (ptm.nn.readers)
+TASK_HEADS = ("classify", "tag", "qa")
+COMMON_HEADS = ("hidden_projection", *READERS)  # heads of every family
 
 
 def split_head(head: str) -> tuple[str, int | None]:
@@ -127,6 +132,10 @@ class Headed(nn.Module):
         sizes = dict(map(split_head, self.heads))
         if "hidden_projection" in sizes:
             self.hidden_projection = Linear(self.context, (width,), (sizes["hidden_projection"],), std)
+        if "layer_mix" in sizes:
+            self.layer_mix = LayerMix()
+        if "bilstm" in sizes:
+            self.bilstm = BiLSTM(self.context, width, sizes["bilstm"])
 
     def logits(self, hidden: jax.Array, head: str, train: bool = False) -> jax.Array:
         """Output of a head for hidden states [..., D]: logits [..., V] of lm and mlm, [..., D] of pooled, [..., N] of the others."""
@@ -151,6 +160,16 @@ class Headed(nn.Module):
     def hidden_projection_logits(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.hidden_projection(hidden)
 
+    def readers(self, head: str) -> set[str]:
+        """Which of READERS a head has between the hidden states and itself."""
+        return head_names(self.heads) & set(READERS) if split_head(head)[0] in TASK_HEADS else set()
+
+    def refine(self, out: Output, segments_BL: jax.Array) -> jax.Array:
+        """The hidden states [B, L, D] as task heads read them: the mixture of all layers instead of the last ones, and behind it the LSTMs."""
+        names = head_names(self.heads)
+        hidden_BLD = self.layer_mix(out.states_NBLD) if "layer_mix" in names else out.hidden_BLD
+        return self.bilstm(hidden_BLD, segments_BL) if "bilstm" in names else hidden_BLD
+
     def part_for(self, head: str) -> dict[str, str]:
         """Options of the call that gives the hidden states which a head reads; a model of one encoder needs none."""
         return {}
@@ -161,6 +180,11 @@ class Headed(nn.Module):
 
     def touch(self, batch: dict[str, jax.Array]) -> None:
         """Runs every part once, so that `init` makes all parameters."""
-        hidden_BLD = self(batch).hidden_BLD
+        self.touch_heads(self(batch, states="layer_mix" in head_names(self.heads)), batch)
+
+    def touch_heads(self, out: Output, batch: dict[str, jax.Array], *, besides: tuple[str, ...] = ()) -> None:
+        """Runs all heads but some once, and what they read through."""
+        hidden_BLD = self.refine(out, batch["segments_BL"])
         for head in self.heads:
-            self.logits(hidden_BLD[:, :1], head)
+            if head not in besides and split_head(head)[0] not in READERS:
+                self.logits(hidden_BLD[:, :1], head)

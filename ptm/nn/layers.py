@@ -53,6 +53,25 @@ def stacked_params(module: nn.Module, make: Callable[[jax.Array], Any], *, num_l
     return module.param("layers", draw)
 
 
+def apart(params: Any) -> tuple[Any, ...]:
+    """The parameters of each layer, cut out of stacked ones; those that are apart stay as they are."""
+    if isinstance(params, tuple):
+        return params
+    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], params) for n in range(len(jax.tree.leaves(params)[0])))
+
+
+def run_apart(apply: Callable[..., tuple[Any, Any]], params: Sequence[Any], x: Any, items: Sequence[Any], *, kinds: Sequence[Hashable]) -> tuple[Any, list[Any]]:
+    """`run_layers` one layer after the other, each with parameters and an item of its own; outputs stay apart too.
+
+    So decoding reads each array where it lies and changes a cache in place: a loop over stacked ones copies each layer's part for every token.
+    """
+    outputs = []
+    for n, (kind, own, item) in enumerate(zip(kinds, params, items, strict=True)):
+        x, out = apply(kind, own, x, item, n, None)
+        outputs.append(out)
+    return x, outputs
+
+
 def run_layers(
     apply: Callable[..., tuple[Any, Any]], params: dict[str, Any], x: Any, items: Any, *, kinds: tuple[Hashable, ...], context: Context,
     sharing: Sharing | None = None, rng: jax.Array | None = None,

@@ -28,6 +28,8 @@ class Mask:
     query_rank_BL: jax.Array | None = None
     key_rank_BT: jax.Array | None = None
     query_index_BL: jax.Array | None = None  # index of each query among the keys, where they do not follow one another from `offset` on
+    key_index_BT: jax.Array | None = None  # index of each key, where it is not its place in the row; queries then have theirs too
+    visible_BLT: jax.Array | None = None  # what else decides, if given: which keys of a cache are of the same text as a query
     own: bool = flax.struct.field(pytree_node=False, default=True)
     window: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -35,10 +37,11 @@ class Mask:
         """The mask with `length` queries, the new ones padding."""
 
         def pad(x_BL: jax.Array | None) -> jax.Array | None:
-            return None if x_BL is None else jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1])])
+            return None if x_BL is None else jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1]), (0, 0)][: x_BL.ndim])
 
         return self.replace(
-            query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL), query_index_BL=pad(self.query_index_BL)
+            query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL), query_index_BL=pad(self.query_index_BL),
+            visible_BLT=pad(self.visible_BLT),
         )  # fmt: skip
 
     def part(self, start: jax.Array, size: int) -> "Mask":
@@ -49,7 +52,7 @@ class Mask:
 
         return self.replace(
             query_segments_BL=cut(self.query_segments_BL), query_rank_BL=cut(self.query_rank_BL), query_index_BL=cut(self.query_index_BL),
-            offset=self.offset + start,
+            visible_BLT=cut(self.visible_BLT), offset=self.offset + start,
         )  # fmt: skip
 
     def behind(self, valid_BM: jax.Array) -> "Mask":
@@ -74,22 +77,28 @@ class Mask:
             query_segments_BL=taken(self.query_segments_BL), query_rank_BL=taken(self.query_rank_BL), query_index_BL=self.offset + index_BS, own=False
         )  # fmt: skip
 
+    def indices(self) -> tuple[jax.Array, jax.Array]:
+        """Index of each query [B, L] and of each key [B, T]; B is 1 where rows are alike."""
+        queries = (self.offset + jnp.arange(self.query_segments_BL.shape[1]))[None] if self.query_index_BL is None else self.query_index_BL
+        return queries, jnp.arange(self.key_segments_BT.shape[1])[None] if self.key_index_BT is None else self.key_index_BT
+
     def dense(self) -> jax.Array:
         """The mask as booleans mask_B1LT, true where attention is allowed."""
         allowed_BLT = self.query_segments_BL[:, :, None] == self.key_segments_BT[:, None, :]
-        query_index_BL = (self.offset + jnp.arange(self.query_segments_BL.shape[1]))[None] if self.query_index_BL is None else self.query_index_BL
-        query_index_BL1 = query_index_BL[:, :, None]
-        key_index_T = jnp.arange(self.key_segments_BT.shape[1])
+        query_index_BL, key_index_BT = self.indices()
+        query_index_BL1, key_index_B1T = query_index_BL[:, :, None], key_index_BT[:, None, :]
         if self.kind == "causal":
-            allowed_BLT &= key_index_T <= query_index_BL1
+            allowed_BLT &= key_index_B1T <= query_index_BL1
         elif self.kind == "prefix":
-            allowed_BLT &= (key_index_T <= query_index_BL1) | (self.key_prefix_BT[:, None, :] > 0)
+            allowed_BLT &= (key_index_B1T <= query_index_BL1) | (self.key_prefix_BT[:, None, :] > 0)
         elif self.kind == "permutation":
             seen_BLT = self.key_rank_BT[:, None, :] < jnp.maximum(self.query_rank_BL, 1)[:, :, None]
-            allowed_BLT &= seen_BLT | (key_index_T == query_index_BL1) if self.own else seen_BLT
+            allowed_BLT &= seen_BLT | (key_index_B1T == query_index_BL1) if self.own else seen_BLT
         if self.window is not None:
             left, right = self.window
-            allowed_BLT &= (key_index_T >= query_index_BL1 - left) & (key_index_T <= query_index_BL1 + right)
+            allowed_BLT &= (key_index_B1T >= query_index_BL1 - left) & (key_index_B1T <= query_index_BL1 + right)
+        if self.visible_BLT is not None:
+            allowed_BLT &= self.visible_BLT
         return allowed_BLT[:, None]
 
 
@@ -114,19 +123,27 @@ def cross_mask(batch: dict[str, jax.Array]) -> Mask:
 
 
 def empty_seen(rows: int, length: int) -> dict[str, jax.Array]:
-    """What a cache remembers of the tokens that it holds: segments, prefix, and how many there are."""
-    return {"segments_BT": jnp.zeros((rows, length), jnp.int32), "prefix_BT": jnp.zeros((rows, length), jnp.int32), "index": jnp.int32(0)}
+    """What a cache remembers of the tokens that it holds: segments, positions, prefix, and how many there are."""
+    return {**{name: jnp.zeros((rows, length), jnp.int32) for name in ("segments_BT", "positions_BT", "prefix_BT")}, "index": jnp.int32(0)}
 
 
 def cached_mask(kind: str, batch: dict[str, jax.Array], seen: dict[str, jax.Array]) -> tuple[Mask, dict[str, jax.Array]]:
-    """The mask of a batch that continues the rows of a cache, and what the cache has seen after it."""
+    """The mask of a batch that continues the rows of a cache, and what the cache has seen after it.
+
+    Tokens are compared by their positions, so that they may stand in any order. Where a row of the cache holds several continuations of one text,
+    the batch has visible_BLT, which says for each query what of the cache belongs to its own.
+    """
     assert kind in ("causal", "prefix"), kind
     index, segments_BL = seen["index"], batch["segments_BL"]
 
     def write(x_BT: jax.Array, new_BL: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x_BT, new_BL, index, axis=1)
 
-    segments_BT = write(seen["segments_BT"], segments_BL)
-    prefix_BT = write(seen["prefix_BT"], batch["prefix_BL"] if kind == "prefix" else jnp.zeros_like(segments_BL))
-    mask = Mask(kind=kind, query_segments_BL=segments_BL, key_segments_BT=segments_BT, offset=index, key_prefix_BT=prefix_BT if kind == "prefix" else None)
-    return mask, {"segments_BT": segments_BT, "prefix_BT": prefix_BT, "index": index + segments_BL.shape[1]}
+    new = {"segments_BT": segments_BL, "positions_BT": batch["positions_BL"], "prefix_BT": batch["prefix_BL"] if kind == "prefix" else jnp.zeros_like(segments_BL)}
+    after = {name: write(seen[name], values_BL) for name, values_BL in new.items()}
+    mask = Mask(
+        kind=kind, query_segments_BL=segments_BL, key_segments_BT=after["segments_BT"], offset=index,
+        key_prefix_BT=after["prefix_BT"] if kind == "prefix" else None, query_index_BL=batch["positions_BL"], key_index_BT=after["positions_BT"],
+        visible_BLT=batch["visible_BLT"] if "visible_BLT" in batch else None,
+    )  # fmt: skip
+    return mask, {**after, "index": index + segments_BL.shape[1]}

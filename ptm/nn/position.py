@@ -35,18 +35,18 @@ class RelativeConfig:
 
 
 class RelativeBias(nn.Module):
-    """A bias bias_1HLT added to attention logits by head and bucketed distance, shared by all layers of a stack."""
+    """A bias bias_BHLT added to attention logits by head and bucketed distance, shared by all layers of a stack."""
 
     config: RelativeConfig
     num_heads: int
 
     @nn.compact
-    def __call__(self, length: int, keys: int, offset: jax.Array | int = 0) -> jax.Array:
+    def __call__(self, query_index_BL: jax.Array, key_index_BT: jax.Array) -> jax.Array:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(c.std), (c.num_buckets, self.num_heads), jnp.float32)
-        distance = jnp.arange(keys)[None, :] - (offset + jnp.arange(length))[:, None]
-        bucket = relative_bucket(distance, bidirectional=c.bidirectional, num_buckets=c.num_buckets, max_distance=c.max_distance)
-        return jnp.moveaxis(table[bucket], -1, 0)[None]
+        distance_BLT = key_index_BT[:, None, :] - query_index_BL[:, :, None]
+        bucket_BLT = relative_bucket(distance_BLT, bidirectional=c.bidirectional, num_buckets=c.num_buckets, max_distance=c.max_distance)
+        return jnp.moveaxis(table[bucket_BLT], -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

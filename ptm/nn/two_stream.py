@@ -88,9 +88,10 @@ class RelativeAttention(nn.Module):
     config: BlockConfig
     context: Context
     train: bool
+    maps: bool = False  # give the content stream's weights too
 
     @nn.compact
-    def __call__(self, streams: Streams, source_BTD: jax.Array, encoding_RD: jax.Array, views: Sequence[View]) -> tuple[Streams, jax.Array | None]:
+    def __call__(self, streams: Streams, source_BTD: jax.Array, encoding_RD: jax.Array, views: Sequence[View]) -> tuple[Streams, tuple]:
         c, constrain = self.config, self.context.layout.constrain
         heads, keys = (c.num_heads, c.head_dim), source_BTD.shape[1]
         query = Linear(self.context, (c.width,), heads, c.query_std, False, name="query")
@@ -117,7 +118,7 @@ class RelativeAttention(nn.Module):
             signed_BLHK = q_BLHK * view.sign_BL[:, :, None, None].astype(q_BLHK.dtype)
             return against(jnp.concatenate([signed_BLHK, q_BLHK], axis=-1), jnp.concatenate([odd_RHK, even_RHK], axis=-1))
 
-        outputs, tops = [], []
+        outputs, tops, maps = [], [], []
         for x, view in zip(streams, views, strict=True):
             q_BLHK = split(query(x))
             bias_BHLT = by_key(position_logits(q_BLHK + position_bias.astype(q_BLHK.dtype), view), keys=keys, index_BL=view.mask.query_index_BL)
@@ -125,16 +126,17 @@ class RelativeAttention(nn.Module):
                 by_type_BHL2 = against(q_BLHK + segment_bias.astype(q_BLHK.dtype), segment_2HK.astype(q_BLHK.dtype))
                 bias_BHLT += jnp.where(view.differs_BLT[:, None], by_type_BHL2[..., 1:], by_type_BHL2[..., :1])
             dropout = c.attention_dropout if self.train else 0.0
-            y_BLHK, top = attend(
+            y_BLHK, top, maps_BHLT = attend(
                 q_BLHK + content_bias.astype(q_BLHK.dtype), k_BTHK, v_BTHK, context=self.context, mask=view.mask, bias_BHLT=bias_BHLT, scale=c.scale,
-                dropout=dropout, rng=self.make_rng("dropout") if dropout else None,
+                dropout=dropout, rng=self.make_rng("dropout") if dropout else None, maps=self.maps and not maps,
             )  # fmt: skip
             if not view.mask.own:
                 # Where a query sees nothing, the softmax is uniform over all keys, that of its own token among them.
                 y_BLHK = jnp.where(jnp.any(view.mask.dense(), axis=-1)[:, 0, :, None, None], y_BLHK, 0)
             outputs.append(out(split(y_BLHK)))
             tops.append(top)
-        return tuple(outputs), None if None in tops else jnp.max(jnp.stack(tops))
+            maps.append(maps_BHLT)
+        return tuple(outputs), (None if None in tops else jnp.max(jnp.stack(tops)), maps[0])
 
 
 class TwoStreamLayer(nn.Module):
@@ -143,6 +145,7 @@ class TwoStreamLayer(nn.Module):
     config: BlockConfig
     context: Context
     train: bool
+    maps: bool = False
 
     @nn.compact
     def __call__(self, streams: Streams, memory_BMD: jax.Array | None, encoding_RD: jax.Array, views: Sequence[View]) -> tuple[Streams, tuple]:
@@ -156,11 +159,11 @@ class TwoStreamLayer(nn.Module):
             y = nn.Dropout(c.dropout, deterministic=not self.train)(y)
             return norms[name](x + self.context.layout.constrain(y, "batch", "residual_length", "residual"))
 
-        attended, top = RelativeAttention(c, self.context, self.train, name="attention")(streams, source_BTD, encoding_RD, views)
+        attended, seen = RelativeAttention(c, self.context, self.train, self.maps, name="attention")(streams, source_BTD, encoding_RD, views)
         streams = tuple(add("attention_norm", x, y) for x, y in zip(streams, attended))
         streams = tuple(add("mlp_norm", x, mlp(x, train=self.train)) for x in streams)
         kept_BMD = None if memory_BMD is None else jax.lax.stop_gradient(source_BTD[:, -memory_BMD.shape[1] :])
-        return streams, (kept_BMD, top)
+        return streams, (kept_BMD, *seen)
 
 
 class TwoStreamStack(nn.Module):
@@ -176,7 +179,9 @@ class TwoStreamStack(nn.Module):
     clamp: int | None = None
 
     @nn.compact
-    def __call__(self, streams: Streams, views: Sequence[View], *, segments_BL: jax.Array, cache: Any = None, states: bool = False, train: bool) -> Output:
+    def __call__(
+        self, streams: Streams, views: Sequence[View], *, segments_BL: jax.Array, cache: Any = None, states: bool = False, maps: bool = False, train: bool
+    ) -> Output:
         c, context = self.config, self.context
         length = segments_BL.shape[1]
         memory_NBMD = None
@@ -186,7 +191,7 @@ class TwoStreamStack(nn.Module):
         if self.clamp is not None:
             distance_R = jnp.clip(distance_R, -self.clamp, self.clamp)
         encoding_RD = nn.Dropout(c.dropout, deterministic=not train)(sinusoids(distance_R, c.width).astype(context.dtype))
-        layer = TwoStreamLayer(c, context, train, parent=None)
+        layer = TwoStreamLayer(c, context, train, maps, parent=None)
 
         def make(rng: jax.Array) -> Any:
             first = jax.tree.map(lambda leaf: leaf[0], memory_NBMD)
@@ -200,14 +205,18 @@ class TwoStreamStack(nn.Module):
         params = stacked_params(self, make, num_layers=self.num_layers, sharing=None)
         rng = self.make_rng("dropout") if train and self.has_rng("dropout") else None
         start_BLD = streams[0]
-        streams, (kept_NBMD, tops_N, states_NBLD) = run_layers(apply, params, streams, memory_NBMD, kinds=(None,) * self.num_layers, context=context, rng=rng)
+        streams, outputs = run_layers(apply, params, streams, memory_NBMD, kinds=(None,) * self.num_layers, context=context, rng=rng)
+        kept_NBMD, tops_N, maps_NBHLT, states_NBLD = outputs
         if states:
             states_NBLD = jnp.concatenate([start_BLD[None], states_NBLD])
         if cache is not None:
             cache = {"states_BNMD": jnp.swapaxes(kept_NBMD, 0, 1).astype(jnp.float32), "valid_BM": still_valid(cache["valid_BM"], segments_BL)}
         streams = tuple(nn.Dropout(c.dropout, deterministic=not train)(x) for x in streams)
         top = None if tops_N is None else jnp.max(tops_N)
-        return Output(hidden_BLD=streams[0], cache=cache, attention_max=top, states_NBLD=states_NBLD, query_BSD=streams[1] if len(streams) > 1 else None)
+        return Output(
+            hidden_BLD=streams[0], cache=cache, attention_max=top, states_NBLD=states_NBLD, query_BSD=streams[1] if len(streams) > 1 else None,
+            maps_NBHLT=maps_NBHLT,
+        )  # fmt: skip
 
 
 def still_valid(valid_BM: jax.Array, segments_BL: jax.Array) -> jax.Array:
