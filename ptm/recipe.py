@@ -5,6 +5,7 @@ import os
 import traceback
 from typing import Any, NamedTuple
 
+from ptm import config as config_lib
 from ptm import fields
 from ptm.config import ConfigDict
 from ptm.fields import ConfigError
@@ -62,24 +63,36 @@ class Words(NamedTuple):
     scale: str
 
 
-def words(argument: str, *, recipes: tuple[str, ...], objectives: tuple[str, ...] = (), scales: tuple[str, ...] = ("tiny",)) -> Words:
-    """A recipe's argument: comma-separated words in any order, at most one of each kind; the first recipe is the default."""
-    known = {"recipe": recipes, "objective": objectives, "scale": scales}
-    chosen = dict.fromkeys(known, "")
+def words(
+    argument: str, *, recipes: tuple[str, ...], objectives: tuple[str, ...] = (), scales: tuple[str, ...] = ("tiny",), extras: tuple[str, ...] = ()
+) -> Words:
+    """A recipe's argument: comma-separated words in any order, at most one of each kind; the first recipe is the default.
+
+    Extras are words that may stand beside all others; who declares them looks for them in the argument.
+    """
+    known = {"recipe": recipes, "objective": objectives, "scale": scales, "extra": extras}
+    chosen = dict.fromkeys(Words._fields, "")
     for word in filter(None, argument.split(",")):
         kinds = [kind for kind, names in known.items() if word in names]
         if not kinds:
             listed = " ".join(f"{kind.capitalize()}s: {', '.join(names)}." for kind, names in known.items() if names)
             hint = fields.nearest(word, [name for names in known.values() for name in names])
             raise ConfigError(f"unknown word '{word}' in the recipe's argument ':{argument}'. {listed}{hint}")
+        if kinds[0] == "extra":
+            continue
         if chosen[kinds[0]]:
             raise ConfigError(f"':{argument}' names two {kinds[0]}s, '{chosen[kinds[0]]}' and '{word}'; give one at most.")
         chosen[kinds[0]] = word
     return Words(**{**chosen, "recipe": chosen["recipe"] or recipes[0]})
 
 
-def tiny(config: ConfigDict) -> ConfigDict:
-    """Makes the config a smoke run of seconds, in place: the same families, objective, optimizer and schedule at the smallest sizes, on bytes."""
+def tiny(config: ConfigDict, *, model: Any = None, length: int = 32) -> ConfigDict:
+    """Makes the config a smoke run of seconds, in place: the same families, objective, optimizer and schedule at the smallest sizes, on bytes.
+
+    `model` is that of a recipe which takes its own from init; `length` is of rows and of an encoder's input.
+    """
+    if model is not None:
+        config_lib.set_section(config, "model", model)
 
     def lower(section: ConfigDict, sizes: dict[str, Any]) -> None:
         for key, size in sizes.items():
@@ -87,9 +100,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
                 section[key] = size
 
     lower(config.model, {"num_layers": 2, "decoder_layers": 2, "width": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "mlp_width": 64, "embed_width": 16})
-    lower(config.objective, {"input_length": 32})
+    lower(config.objective, {"input_length": length})
     config.train.update(steps=20, batch_size=8, microbatches=1)
-    config.data.length = 32
+    config.data.length = length
     config.tokenizer.update(kind="bytes", lowercase=False)
     config.schedule.warmup_steps = 2
     config.checkpoint.every, config.log.every = 10, 5
