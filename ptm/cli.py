@@ -1,18 +1,21 @@
-"""The command line: `ptm train|evaluate|convert`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|evaluate|predict|convert|analyze|submission`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NoReturn
 
 from ptm import fields
+from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
+from ptm.predict import options as predict_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
 
@@ -35,12 +38,30 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train.add_argument("--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, config; an existing one is continued")
     train.add_argument("--print_config", action="store_true", help="show the resolved config and its difference from base, and stop")
     train.add_argument("--show_batch", type=int, metavar="N", help="show N decoded rows of the first batch, and stop")
+    train.add_argument("--seeds", type=int, metavar="N", help="N runs, under the config's seed and those after it, in DIR/seedN, and a summary of their metrics")
     train.add_argument("--allow_change", default="", metavar="KEY,...", help="config keys that may differ from the run that is continued")
     evaluate = commands.add_parser(
         "evaluate", allow_abbrev=False, help="evaluate a checkpoint", description="Evaluate a checkpoint; the last line of output is one JSON object."
     )
     evaluate.add_argument("--workdir", metavar="DIR", help="folder of a run; its newest valid checkpoint is evaluated")
-    evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN]")
+    evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR or hub:ORG/NAME[@REVISION]")
+    evaluate.add_argument("--evals", default="", metavar="NAME,...", help="evals of the run, or kinds of evals with their defaults; --config.evals.NAME.KEY=VALUE sets keys")
+    evaluate.add_argument("--predictions", metavar="FILE", help="where one eval's predictions go, instead of into the workdir")
+    predict = commands.add_parser(
+        "predict", allow_abbrev=False, help="ask a model, line by line",
+        description="Answer JSON lines with JSON lines, in their order, as they arrive. A line that cannot be answered becomes {\"line\": N, \"error\": ...}.",
+        usage=f"ptm predict --model=SPEC --task={'|'.join(predict_options.TASKS)} [--input=FILE|FORMAT:PATH] [--output=FILE] [FLAGS]",
+        epilog='Lines: {"text": ...} for generate (or {"messages": [{"role", "content"}, ...]}), fill-mask, embed and score (or {"context", "continuation"}); for the '
+        "others the fields, or columns, of the run's data.columns, of which what is asked for may be missing. An \"id\" is handed on.",
+    )  # fmt: skip
+    predict.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR or hub:ORG/NAME[@REVISION]")
+    predict.add_argument("--task", metavar="NAME", help=", ".join(predict_options.TASKS))
+    predict.add_argument("--input", default="-", metavar="FILE|FORMAT:PATH", help="file of JSON lines, - is stdin; or records as in data.source, such as tsv:test.tsv")
+    predict.add_argument("--columns", default="", metavar="FIELD=COLUMN,...", help="of FORMAT:PATH, where fields are other columns than in the run's data.columns")
+    predict.add_argument("--output", default="-", metavar="FILE", help="file that is written, all of it or nothing; - is stdout")
+    predict.add_argument("--batch_size", type=int, default=16, metavar="N", help="rows of a batch")
+    for name, (switch, doc) in predict_options.flags().items():
+        predict.add_argument(f"--{name}", metavar="VALUE", help=doc.replace("%", "%%"), **({"nargs": "?", "const": "true"} if switch else {}))
     convert = commands.add_parser(
         "convert", allow_abbrev=False, help="convert from and to the reference library",
         description="Make a workdir of a Hugging Face directory, or such a directory of a checkpoint. Only safetensors files are read.",
@@ -53,21 +74,41 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     convert.add_argument("--dtype", default="float32", metavar="TYPE", help="type of the tensors of a directory: float32, bfloat16 or float16")
     convert.add_argument("--tokenizer", metavar="DIR", help="folder of the tokenizer, if the directory that is read has none")
     convert.add_argument("--check", action="store_true", help="run both implementations and compare logits and hidden states (needs torch, transformers)")
+    analyze = commands.add_parser(
+        "analyze", allow_abbrev=False, help="look into a model: attention, probes, bias",
+        description="Analyse a model: where its heads look, what its layers know, which sentences it prefers. The last line of output is one JSON object.",
+        usage="ptm analyze --model=SPEC --what=attention --text=TEXT|--input=FILE --output=DIR [FLAGS]\n"
+        "       ptm analyze --model=SPEC --what=probe --input=FORMAT:PATH --output=DIR [--columns=text=COLUMN,label=COLUMN] [FLAGS]\n"
+        "       ptm analyze --model=SPEC --what=bias --suite=NAME --input=PATH --output=DIR [FLAGS]",
+    )  # fmt: skip
+    analyze.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR or hub:ORG/NAME[@REVISION]")
+    for name, (annotation, doc) in analysis_options.flags().items():
+        analyze.add_argument(f"--{name}", metavar=annotation, help=doc.replace("%", "%%"))
+    submission = commands.add_parser(
+        "submission", allow_abbrev=False, help="score a benchmark, write what is handed in",
+        description="The table of a benchmark over the runs of its tasks, with the published average, and the files of the test sets that these runs answered.",
+        usage="ptm submission --benchmark=glue|superglue|clue --runs=DIR,... [--output=DIR]",
+        epilog="Runs are those of configs/finetune/BENCHMARK.py; with the word `test` they answer test sets. The last line of output is one JSON object.",
+    )  # fmt: skip
+    submission.add_argument("--benchmark", metavar="NAME", help="glue, superglue or clue")
+    submission.add_argument("--runs", metavar="DIR,...", help="workdirs, or patterns such as 'runs/glue/*'; of several with a task the best counts")
+    submission.add_argument("--output", metavar="DIR", help="folder for the files of the test sets and an archive of them")
     return parser, commands.choices
 
 
 def _guess(word: str, known: list[str]) -> str:
     """' Did you mean ...?' for an argument that no command knows, or an empty string."""
     name, equals, value = word.partition("=")
-    flag = "--" + name.lstrip("-")
-    if hint := fields.nearest(flag, known):
-        return hint.replace("'?", f"{equals}{value}'?")
+    flag, keys = "--" + name.lstrip("-"), []
     if equals and "--config" in known:
         from ptm import config as config_lib
 
         keys = [*config_lib.TOP_LEVEL, *(f"{section}.{key}" for section, cls in config_lib.SECTIONS.items() for key in fields.annotations(cls))]
-        meant = [key for key in keys if key.rpartition(".")[2] == name.lstrip("-")] or [name.lstrip("-")]
-        return f" Did you mean '--config.{meant[0]}={value}'?" if "." in name or meant[0] in keys else ""
+    meant = [key for key in keys if key.rpartition(".")[2] == name.lstrip("-")]
+    if not meant and (hint := fields.nearest(flag, known)):
+        return hint.replace("'?", f"{equals}{value}'?")
+    if keys:
+        return f" Did you mean '--config.{[*meant, name.lstrip('-')][0]}={value}'?" if "." in name or meant else ""
     return f" Did you mean '--config={word}'?" if name.partition(":")[0].endswith(".py") and not word.startswith("-") else ""
 
 
@@ -93,8 +134,10 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         known = [f"--{name}" for name in vars(flags) if name != "command"]
         shown = ", ".join([*known, "--config.SECTION.KEY=VALUE"] if flags.command == "train" else known)
         raise ConfigError(f"unknown argument '{unknown[0]}' of `ptm {flags.command}`; allowed: {shown}.{_guess(unknown[0], known)}")
-    if overrides and flags.command != "train":
-        raise ConfigError(f"--config.KEY=VALUE belongs to `ptm train`, not to `ptm {flags.command}`, which takes the config of the run.")
+    misplaced = [key for key in overrides if flags.command != "train" and not (flags.command == "evaluate" and key.startswith("evals."))]
+    if misplaced:
+        but = "but for --config.evals.NAME.KEY " if flags.command == "evaluate" else ""
+        raise ConfigError(f"--config.{misplaced[0]}=VALUE belongs to `ptm train`, not to `ptm {flags.command}`, which {but}takes the config of the run.")
     return flags, overrides
 
 
@@ -131,6 +174,12 @@ def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     if flags.show_batch is not None and flags.show_batch < 1:
         raise ConfigError(f"--show_batch={flags.show_batch}; allowed: 1 or more rows.")
     config = recipe.load(flags.config)
+    if config.model.name == config_lib.ModelOfInit.name:
+        from ptm import adopt
+
+        if "init" in overrides:
+            config_lib.override(config, "init", overrides.pop("init"), registry.REGISTRIES)
+        adopt.adopt(config, workdir=flags.workdir)
     for key, value in overrides.items():
         config_lib.override(config, key, value, registry.REGISTRIES)
     resolved = registry.resolve(config)
@@ -148,19 +197,73 @@ def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
         return 0
     if not flags.workdir:
         raise ConfigError("`ptm train` needs --workdir=DIR, the folder that the run is written to.")
+    if flags.seeds is not None:
+        from ptm import seeds
+
+        return seeds.run(resolved, count=flags.seeds, workdir=flags.workdir, allow_change=allow_change)
     from ptm import train
 
     return train.train(resolved, workdir=flags.workdir, allow_change=allow_change)
 
 
-def _evaluate(flags: argparse.Namespace) -> int:
+def _evaluate(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     if bool(flags.workdir) == bool(flags.model):
         given = f"got both, --workdir={flags.workdir} and --model={flags.model}" if flags.model else "got neither"
         raise ConfigError(f"`ptm evaluate` needs one of --workdir=DIR and --model=ckpt:DIR[@STEP|@best|@ema|@avgN]; {given}.")
     from ptm import evaluate
 
-    print(json.dumps(evaluate.evaluate(flags.model or f"ckpt:{flags.workdir}")))
+    names = tuple(filter(None, flags.evals.split(",")))
+    print(json.dumps(evaluate.evaluate(flags.model or f"ckpt:{flags.workdir}", names=names, overrides=overrides, predictions=flags.predictions)))
     return 0
+
+
+def _predict(flags: argparse.Namespace) -> int:
+    if not flags.model or not flags.task:
+        raise ConfigError(f"`ptm predict` needs --model=SPEC and --task=NAME, one of {', '.join(predict_options.TASKS)}.")
+    given = {name: vars(flags)[name] for name in predict_options.flags() if vars(flags)[name] is not None}
+    options = predict_options.parse(flags.task, given)
+    from ptm.predict import tasks
+
+    named = ":" in flags.input and not os.path.exists(flags.input)  # FORMAT:PATH
+    columns = fields.parse(flags.columns, tuple[str, ...], "--columns")
+    if columns and not named:
+        raise ConfigError(f"--columns={flags.columns} is for --input=FORMAT:PATH, such as --input=jsonl:FILE; leave it out.")
+    with contextlib.ExitStack() as stack:
+        source = flags.input if named else sys.stdin.buffer if flags.input == "-" else stack.enter_context(_opened(flags.input, "rb"))
+        sink = sys.stdout.buffer if flags.output == "-" else stack.enter_context(_whole(flags.output))
+        try:
+            count, failed = tasks.predict(flags.model, task=flags.task, source=source, sink=sink, options=options, batch_size=flags.batch_size, columns=columns)
+        except BrokenPipeError:
+            if flags.output != "-":
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has seen enough
+            return 0
+    print(f"ptm: {count} lines answered{f', {failed} of them with an error' if failed else ''}.", file=sys.stderr)
+    return 0
+
+
+def _opened(path: str, mode: str) -> IO[bytes]:
+    try:
+        return open(path, mode)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be {'read' if 'r' in mode else 'written'} ({error.strerror}).") from None
+
+
+@contextlib.contextmanager
+def _whole(path: str) -> Iterator[IO[bytes]]:
+    """A file that gets its name once all of it is written: whatever goes wrong, one that was there stays. What is no plain file, such as a pipe, is written at once."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        with _opened(path, "wb") as file:
+            yield file
+        return
+    partial = f"{path}.partial"
+    try:
+        with _opened(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
 
 
 def _convert(flags: argparse.Namespace) -> int:
@@ -173,6 +276,25 @@ def _convert(flags: argparse.Namespace) -> int:
     return 0 if same else FAILED
 
 
+def _analyze(flags: argparse.Namespace) -> int:
+    if not flags.model:
+        raise ConfigError("`ptm analyze` needs --model=SPEC, such as ckpt:DIR or hf:DIR.")
+    options = analysis_options.parse({name: text for name, text in vars(flags).items() if name not in ("command", "model") and text is not None})
+    from ptm import analyze
+
+    print(json.dumps(analyze.analyze(flags.model, options), allow_nan=False))
+    return 0
+
+
+def _submission(flags: argparse.Namespace) -> int:
+    if not flags.benchmark or not flags.runs:
+        raise ConfigError("`ptm submission` needs --benchmark=NAME and --runs=DIR,..., such as --benchmark=glue --runs='runs/glue/*'.")
+    from ptm import submission
+
+    print(json.dumps(submission.submit(benchmark=flags.benchmark, runs=flags.runs, output=flags.output)))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -180,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
         if flags.command == "train":
             return _train(flags, overrides)
-        return {"evaluate": _evaluate, "convert": _convert}[flags.command](flags)
+        if flags.command == "evaluate":
+            return _evaluate(flags, overrides)
+        return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
     except ConfigError as error:
         print(f"ptm: {error}", file=sys.stderr)
         return USAGE

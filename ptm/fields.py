@@ -96,13 +96,14 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r} has type {type(value).__name__}; allowed: {type_name(annotation)}.")
 
 
-_ITEM = re.compile(r"""(?:^|(?<=,))(\s*"(?:[^"]|"")*"\s*|\s*'(?:[^']|'')*'\s*|[^,]*)(?=,|$)""")
+_ITEM = re.compile(r"""(?:^|(?<=,))(\s*"(?:[^"]|"")*"\s*|\s*'(?:[^']|'')*'\s*|(?:\{[^{}]*\}|[^,])*)(?=,|$)""")
+_CLOSED = re.compile(r"\{[^{}]*\}")  # of a path for several files, such as train.{en,de}
 
 
 def parse(text: str, annotation: Any, where: str) -> Any:
     """The value that `text` from a command line stands for under `annotation`.
 
-    Items of a tuple are separated by commas; one that holds commas stands between quotes, a quote in it doubled.
+    Items of a tuple are separated by commas, but for those between braces; one that holds other commas stands between quotes, a quote in it doubled.
     """
     if nullable(annotation) and text in ("None", "null"):
         return None
@@ -133,7 +134,7 @@ def unparse(value: Any) -> str:
 
 def _item(value: Any) -> str:
     text = unparse(value)
-    plain = text == text.strip() and "," not in text and text[:1] not in ("'", '"', "(", "[", "")
+    plain = text == text.strip() and not set(",{") & set(_CLOSED.sub("", text)) and text[:1] not in ("'", '"', "(", "[", "")
     return text if plain else '"' + text.replace('"', '""') + '"'
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptm.data import pipeline
-from ptm.generate.sampling import generate
+from ptm.generate.options import Options
+from ptm.generate.search import generate
 from ptm.run import Run
 
 ROWS = 3
@@ -42,9 +43,10 @@ def _first_rows(run: Run) -> dict[str, np.ndarray]:
 
 
 def _generate(run: Run, params: Any, prompt: dict[str, np.ndarray], *, new_tokens: int, temperature: float) -> np.ndarray:
-    options = {"new_tokens": new_tokens, "vocab_size": run.tokenizer.vocab_size, "temperature": temperature}
-    made = jax.jit(functools.partial(generate, run.model, **options), out_shardings=run.layout.replicated())
-    return np.asarray(made(params, prompt, rng=jax.random.key(run.config.seed)))
+    tokenizer, options = run.tokenizer, Options(temperature=temperature)
+    ends = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
+    made = jax.jit(functools.partial(generate, run.model, options=options, new_tokens=new_tokens, **ends), out_shardings=run.layout.replicated())
+    return np.asarray(made(params, prompt, rng=jax.random.key(run.config.seed))[0][:, 0])
 
 
 def _first_segment(batch: dict[str, np.ndarray], row: int, name: str = "segments_BL") -> slice:
@@ -130,6 +132,9 @@ def show_batch(run: Run, rows: int) -> str:
 
 def _show_row(run: Run, row: dict[str, np.ndarray], number: int) -> str:
     lines = [f"row {number}", *(f"  {name.removesuffix('_B')} {value:g}" for name, value in row.items() if name.endswith("_B"))]
+    if "index_BS" in row:  # what is said of the texts of the row
+        texts = row["index_BS"] < len(row["segments_BL"])
+        lines += [f"  {name.removesuffix('_BS')} {' '.join(map(str, row[name][texts]))}" for name in row if name.endswith("_BS") and name != "index_BS"]
     others = [name for name in row if name.endswith("_BL") and name not in SHOWN]
     for name, segments in (("inputs_BI", "input_segments_BI"), ("tokens_BL", "segments_BL")):
         if name not in row:

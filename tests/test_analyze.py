@@ -4,12 +4,8 @@ import base64
 import functools
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -260,17 +256,3 @@ def test_page_in_a_browser(browser, tmp_path, width):
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out sideways"
     assert said == [] and asked == [(tmp_path / "attention.html").as_uri()]
     context.close()
-
-
-@pytest.mark.slow
-def test_tutorial(tmp_path):
-    """The commands of docs/analysis.md, in order."""
-    root = Path(__file__).parent.parent
-    blocks = re.findall(r"```sh\n(.*?)```", (root / "docs/analysis.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
-    script = "".join(blocks).replace("--config=configs/", f"--config={root}/configs/")
-    ptm = f'ptm() {{ "{sys.executable}" -m ptm.cli "$@"; }}\npython() {{ "{sys.executable}" "$@"; }}\n'
-    env = os.environ | {"PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run(["bash", "-euc", ptm + script], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["what"] for line in done.stdout.splitlines() if line.startswith("{")] == ["attention", "probe", "bias"]

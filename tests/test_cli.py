@@ -16,7 +16,7 @@ from ptm.fields import unparse
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
-ALLOWED = "--config, --workdir, --print_config, --show_batch, --allow_change, --config.SECTION.KEY=VALUE"
+ALLOWED = "--config, --workdir, --print_config, --show_batch, --seeds, --allow_change, --config.SECTION.KEY=VALUE"
 
 
 def fails(capsys, *argv: str) -> str:
@@ -29,7 +29,7 @@ def fails(capsys, *argv: str) -> str:
 
 MISTAKES = {
     "no command": ([], ["give a command: `ptm train`, `ptm evaluate`", "`ptm --help`"]),
-    "unknown command": (["trian"], ["unknown command 'trian'", "evaluate, train", "Did you mean 'train'?"]),
+    "unknown command": (["trian"], ["unknown command 'trian'", "convert, evaluate", "Did you mean 'train'?"]),
     "no config": (["train"], ["needs --config=FILE.py[:WORDS]", "configs/quickstart.py"]),
     "empty config": (["train", "--config="], ["needs --config=FILE.py[:WORDS]"]),
     "no such recipe": (["train", f"--config={ROOT}/configs/quickstar.py"], ["no recipe", "gpt2.py, quickstart.py", "Did you mean 'quickstart.py'?"]),
@@ -58,7 +58,7 @@ MISTAKES = {
     "nothing to evaluate": (["evaluate"], ["one of --workdir=DIR and --model=ckpt:DIR", "got neither"]),
     "two things to evaluate": (["evaluate", "--workdir=a", "--model=ckpt:b"], ["got both, --workdir=a and --model=ckpt:b"]),
     "override of what was trained": (["evaluate", "--workdir=a", "--config.seed=2"], ["belongs to `ptm train`, not to `ptm evaluate`"]),
-    "flag of another command": (["evaluate", "--show_batch=2"], ["'--show_batch=2' of `ptm evaluate`", "allowed: --workdir, --model."]),
+    "flag of another command": (["evaluate", "--show_batch=2"], ["'--show_batch=2' of `ptm evaluate`", "allowed: --workdir, --model, --evals, --predictions"]),
     "no such workdir": (["evaluate", f"--workdir={ROOT}/config"], ["there is no folder", "Did you mean 'configs'?"]),
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_fails(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(("flag", "spec"), [("--workdir=runs/a", "ckpt:runs/a"), ("--model=ckpt:runs/a@best", "ckpt:runs/a@best")])
 def test_evaluate_ends_with_one_json_object(flag, spec, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "evaluate", lambda model: {"model": model, "validation/loss": 1.5})
+    monkeypatch.setattr(evaluate, "evaluate", lambda model, **options: {"model": model, "validation/loss": 1.5})
     assert cli.main(["evaluate", flag]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"model": spec, "validation/loss": 1.5}
 

@@ -15,7 +15,8 @@ from ptm import config, describe, samples
 from ptm import run as run_lib
 from ptm.config import Data, Log, Tokenizer, Train
 from ptm.evals import loss
-from ptm.generate.sampling import generate
+from ptm.generate.options import Options
+from ptm.generate.search import generate
 from ptm.models import bert, gpt, xlnet
 from ptm.objectives import causal, classify, denoising, mlm, pairs, permutation, prefix
 
@@ -53,7 +54,7 @@ def numbers(shown: str, name: str) -> list[int]:
     ("model", "objective", "fields", "labels"),
     [
         (BERT, pairs.Config(), ["types_BL"], ["pair_label_B"]),
-        (BERT, classify.Config(), ["types_BL"], ["label_B"]),
+        (BERT, classify.Config(), ["types_BL"], ["label_BS"]),
         (GPT, prefix.Config(), ["prefix_BL"], []),
         (xlnet.Config(**runs.SHAPE | {"vocab_size": None}), permutation.Config(memory_length=8), ["rank_BL", "reversed_BL"], ["start_B"]),
     ],
@@ -66,7 +67,8 @@ def test_show_batch_shows_all_that_the_model_is_told(source, model, objective, f
     for name in fields:
         assert numbers(shown, name.removesuffix("_BL")) == batch[name][0][real].tolist() and real.any()
     for name in labels:
-        assert numbers(shown, name.removesuffix("_B")) == [batch[name][0]]
+        values = batch[name][0][batch["index_BS"][0] < len(real)] if name.endswith("_BS") else [batch[name][0]]
+        assert numbers(shown, name.rpartition("_")[0]) == list(values)
 
 
 @pytest.mark.parametrize("objective", [prefix.Config(share=0.5), denoising.Config(variant="drop_tokens", mask="causal")], ids=["prefix", "causal_denoising"])
@@ -93,8 +95,9 @@ def test_generation_sees_the_prompt_as_in_training():
     model, params = zoo.model("gpt", heads=("lm",)), zoo.params("gpt", heads=("lm",))
     prompt = jnp.asarray(np.random.default_rng(0).integers(8, 40, (4, 6)), jnp.int32)
     batch = {"tokens_BL": prompt, "segments_BL": jnp.ones_like(prompt), "positions_BL": jnp.broadcast_to(jnp.arange(6), prompt.shape)}
-    go_on = functools.partial(generate, model, params, new_tokens=4, vocab_size=zoo.VOCAB, temperature=0.0, rng=jax.random.key(0))
-    made_BN = go_on({**batch, "prefix_BL": jnp.ones_like(prompt)})
+    ends = {"eos_id": None, "pad_id": None, "vocab_size": zoo.VOCAB}
+    go_on = functools.partial(generate, model, params, options=Options(), new_tokens=4, **ends, rng=jax.random.key(0))
+    made_BN = go_on({**batch, "prefix_BL": jnp.ones_like(prompt)})[0][:, 0]
     whole = jnp.concatenate([prompt, made_BN], axis=1)
     row = {
         "tokens_BL": whole, "segments_BL": jnp.ones_like(whole), "positions_BL": jnp.broadcast_to(jnp.arange(10), whole.shape),
@@ -102,7 +105,7 @@ def test_generation_sees_the_prompt_as_in_training():
     }  # fmt: skip
     logits_BLV = zoo.jit(lambda row: model.logits(params, model.hidden(params, row, mask="prefix").hidden_BLD, head="lm"))(row)
     np.testing.assert_array_equal(jnp.argmax(logits_BLV, axis=-1)[:, 5:9], made_BN)
-    assert not np.array_equal(go_on(batch), made_BN)
+    assert not np.array_equal(go_on(batch)[0][:, 0], made_BN)
 
 
 @pytest.mark.parametrize("model", [BERT, GPT], ids=["encoder", "decoder"])

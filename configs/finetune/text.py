@@ -4,8 +4,8 @@
     ptm train --config=configs/finetune/text.py --config.init=hf:DIR --config.data.source=csv:train.csv --config.data.validation_source=csv:dev.csv \\
         --config.data.columns=text=premise,pair=hypothesis,label=gold --workdir=runs/pairs
     ptm train --config=configs/finetune/text.py:regress --config.init=hf:DIR --config.data.source=jsonl:scores.jsonl --workdir=runs/scores
-    ptm train --config=configs/finetune/text.py --config.init=hf:DIR --config.data.source='tsv:$PTM_DATA/classify/chnsenticorp/chnsenticorp.zip/train.tsv' \\
-        --config.data.validation_source='tsv:$PTM_DATA/classify/chnsenticorp/chnsenticorp.zip/dev.tsv' --config.data.columns=text=text_a,label=label ...
+    ptm train --config=configs/finetune/text.py --config.init=hf:DIR --config.data.source=tsv:$PTM_DATA/classify/chnsenticorp/chnsenticorp.zip/train.tsv \\
+        --config.data.validation_source=tsv:$PTM_DATA/classify/chnsenticorp/chnsenticorp.zip/dev.tsv --config.data.columns=text=text_a,label=label ...
 
 tsv, csv, jsonl, json and parquet, also compressed, with columns `text` and `label` unless data.columns says otherwise; columns given as numbers from 0 for
 tables without a header. Labels are those found in the training data. Without validation_source a tenth of the records is held out. Seldom labels:

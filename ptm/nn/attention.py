@@ -86,18 +86,24 @@ def choose(backend: str, request: Request) -> str:
     return chosen
 
 
-def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale, dropout, rng, maps=False):
+def heads_first(x_BTHK: jax.Array, *, joined: bool = False) -> jax.Array:
+    """Keys or values [B, H, T, K]; with rows and heads `joined`, [B H, T, K]."""
+    x_BHTK = jnp.swapaxes(x_BTHK, 1, 2)
+    return x_BHTK.reshape(-1, *x_BHTK.shape[2:]) if joined else x_BHTK
+
+
+def _xla(q_BLHK, k_BHTK, v_BHTK, *, mask_B1LT, bias_BHLT, scale, dropout, rng, maps=False):
     # Heads before positions: batched products of plain matrices. Queries of heads that share their keys lie below each other.
-    q_BHLK, k_BHTK, v_BHTK = (jnp.swapaxes(x, 1, 2) for x in (q_BLHK * scale, k_BTHK, v_BTHK))
-    (rows, heads, length, _), kv_heads = q_BHLK.shape, k_BHTK.shape[1]
+    q_BHLK = jnp.swapaxes(q_BLHK * scale, 1, 2)
+    rows, heads, length, _ = q_BHLK.shape
 
     def grouped(x: jax.Array) -> jax.Array:
-        return x.reshape(rows, kv_heads, heads // kv_heads * length, x.shape[-1])
+        return x.reshape(*k_BHTK.shape[:-2], -1, x.shape[-1])
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(rows, heads, length, x.shape[-1])
 
-    logits_BHLT = split(jnp.einsum("bhlk,bhtk->bhlt", grouped(q_BHLK), k_BHTK, preferred_element_type=jnp.float32))
+    logits_BHLT = split(jnp.einsum("...lk,...tk->...lt", grouped(q_BHLK), k_BHTK, preferred_element_type=jnp.float32))
     if bias_BHLT is not None:
         logits_BHLT = logits_BHLT + bias_BHLT
     logits_BHLT = jnp.where(mask_B1LT, logits_BHLT, MASKED)
@@ -107,12 +113,12 @@ def _xla(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale, dropout, rng, m
     maps_BHLT = weights_BHLT / total_BHL1 if maps else None
     if dropout:
         weights_BHLT = weights_BHLT * jax.random.bernoulli(rng, 1 - dropout, weights_BHLT.shape) / (1 - dropout)
-    out_BHLK = jnp.einsum("bhlt,bhtk->bhlk", grouped(weights_BHLT.astype(v_BHTK.dtype)), v_BHTK, preferred_element_type=jnp.float32)
+    out_BHLK = jnp.einsum("...lt,...tk->...lk", grouped(weights_BHLT.astype(v_BHTK.dtype)), v_BHTK, preferred_element_type=jnp.float32)
     out_BHLK = split(out_BHLK) / total_BHL1
-    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BTHK.dtype), jnp.max(largest_BHL1), maps_BHLT
+    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BHTK.dtype), jnp.max(largest_BHL1), maps_BHLT
 
 
-def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, rng, chunk):
+def _chunked(q_BLHK, k_BHTK, v_BHTK, *, mask: Mask, bias_BHLT, scale, dropout, rng, chunk):
     length = q_BLHK.shape[1]
     count = -(-length // chunk)
     chunk = -(-length // count)  # about equal parts; padding queries belong to segment 0 and are cut off again
@@ -128,7 +134,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, r
         start = n * chunk
         part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
         out, top, _ = _xla(
-            part(q_BLHK, axis=1), k_BTHK, v_BTHK,
+            part(q_BLHK, axis=1), k_BHTK, v_BHTK,
             mask_B1LT=mask.part(start, chunk).dense(),
             bias_BHLT=None if bias_BHLT is None else part(bias_BHLT, axis=2),
             scale=scale, dropout=dropout, rng=None if rng is None else jax.random.fold_in(rng, n),
@@ -136,7 +142,7 @@ def _chunked(q_BLHK, k_BTHK, v_BTHK, *, mask: Mask, bias_BHLT, scale, dropout, r
         return jnp.maximum(largest, top), out
 
     largest, out_nBCHK = jax.lax.scan(block, jnp.float32(MASKED), jnp.arange(count))
-    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape[:2] + v_BTHK.shape[2:])
+    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape)
     return out_BLHK[:, :length], largest, None
 
 
@@ -165,30 +171,32 @@ def attend(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Attention out_BLHK, the largest logit (None where the backend does not show it), and with `maps` the weights [B, H, L, T], float32, before dropout.
 
-    `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may share (B = 1), is added to the scaled logits. Raises ConfigError
-    if the configured backend cannot honour the call.
+    When `decoding`, keys and values are `heads_first`, as a cache holds them. `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may
+    share (B = 1), is added to the scaled logits. Raises ConfigError if the configured backend cannot honour the call.
     """
     request = Request(
         platform=context.layout.mesh.devices.flat[0].platform, dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1],
-        keys=k_BTHK.shape[1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
+        keys=k_BTHK.shape[-2 if decoding else 1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
         row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1, maps=maps,
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "auto", request)
-    # cudnn knows of groups itself, and a cache must not be copied; else heads are split over devices as one.
-    if backend != "cudnn" and not decoding and k_BTHK.shape[2] != q_BLHK.shape[2]:
-        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
+    if backend == "cudnn":  # which knows of groups itself
+        return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale)
+    if not decoding:
+        if k_BTHK.shape[2] != q_BLHK.shape[2]:  # heads are split over devices as one
+            k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
+        k_BTHK, v_BTHK = heads_first(k_BTHK), heads_first(v_BTHK)
     if backend == "chunked":
         return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
-    if backend == "cudnn":
-        return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale)
     return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, maps=maps)
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2): projections, rotation, `attend`, output projection.
 
-    With a cache {"key", "value"} of [B, H, T, K] the new keys and values are written to it at the mask's offset. `source_BTD` may be such a cache
-    instead, of keys and values that are known already: what a call with None for x_BLD gives.
+    With a cache {"key", "value"}, both `heads_first`, the new keys and values are written to it at the mask's offset. `source_BTD` may be such a cache
+    instead, of keys and values that are known already: what a call with None for x_BLD gives. On one device rows and heads are joined in it: for
+    a single row XLA's CPU backend would join them itself, and copy the whole cache for every token to do so.
     """
 
     config: BlockConfig
@@ -208,21 +216,23 @@ class Attention(nn.Module):
             x = Norm("rms", c.norm_eps, name=f"{name}_rms")(x) if c.qk_norm else x
             return x if self.rotary is None else rotate(x, positions_BL, self.rotary)
 
+        held = functools.partial(heads_first, joined=self.context.layout.mesh.size == 1)
         known = source_BTD if isinstance(source_BTD, dict) else None
         if known is None:
             k_BTHK = placed("key", project("key", source_BTD, kv_heads, c.key_std))
             v_BTHK = project("value", source_BTD, kv_heads, c.key_std)
         if x_BLD is None:
-            return {"key": jnp.swapaxes(k_BTHK, 1, 2), "value": jnp.swapaxes(v_BTHK, 1, 2)}
+            return {"key": held(k_BTHK), "value": held(v_BTHK)}
         q_BLHK = placed("query", project("query", x_BLD, heads, c.query_std))
         if c.scale_by_layer:
             q_BLHK = q_BLHK / jnp.asarray(index + 1, q_BLHK.dtype)
         if cache is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=mask.offset, axis=2)
-            known = {"key": write(cache["key"], jnp.swapaxes(k_BTHK, 1, 2)), "value": write(cache["value"], jnp.swapaxes(v_BTHK, 1, 2))}
-            known = {name: constrain(x_BHTK, "batch", "heads", None, None) for name, x_BHTK in known.items()}
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=mask.offset, axis=-2)
+            known = {"key": write(cache["key"], held(k_BTHK)), "value": write(cache["value"], held(v_BTHK))}
+            if self.context.layout.mesh.size > 1:
+                known = {name: constrain(x_BHTK, "batch", "heads", None, None) for name, x_BHTK in known.items()}
         if known is not None:
-            k_BTHK, v_BTHK = jnp.swapaxes(known["key"], 1, 2), jnp.swapaxes(known["value"], 1, 2)
+            k_BTHK, v_BTHK = known["key"], known["value"]
         dropout = c.attention_dropout if train else 0.0
         out_BLHK, largest, maps_BHLT = attend(
             q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_BHLT, scale=c.scale, dropout=dropout,

@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class Memory(nn.Module):
-    """What a block's cross-attention makes of `memory_BID`, with the block's parameters: keys and values [B, H, I, K]."""
+    """What a block's cross-attention makes of `memory_BID`, with the block's parameters: keys and values as a cache holds them."""
 
     config: BlockConfig
     context: Context

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ptm.nn.attention import heads_first
 from ptm.nn.block import Block, Memory
 from ptm.nn.context import Context
 from ptm.nn.layers import Sharing, apart, run_apart, run_layers, stacked_params
@@ -96,12 +97,13 @@ class Stack(nn.Module):
         )  # fmt: skip
 
     def memory(self, memory_BID: jax.Array) -> tuple[dict[str, jax.Array], ...]:
-        """Keys and values [B, H, I, K] of each layer's cross-attention, which decoding reads again for every token."""
+        """Keys and values of each layer's cross-attention, which decoding reads again for every token."""
         block = Memory(self.config, self.context, parent=None)
         return tuple(block.apply({"params": params}, memory_BID) for params in apart(self.get_variable("params", "layers")))
 
 
 def empty_cache(config: BlockConfig, context: Context, *, num_layers: int, rows: int, length: int) -> tuple[dict[str, jax.Array], ...]:
-    """Zero keys and values [B, H, T, K] of each layer for decoding up to `length` tokens."""
-    shape = (rows, config.num_kv_heads or config.num_heads, length, config.head_dim)
-    return tuple({name: jnp.zeros(shape, context.dtype) for name in ("key", "value")} for _ in range(num_layers))
+    """Zero keys and values of each layer for decoding up to `length` tokens, as `Attention` holds them."""
+    zeros_BTHK = jnp.zeros((rows, length, config.num_kv_heads or config.num_heads, config.head_dim), context.dtype)
+    held = heads_first(zeros_BTHK, joined=context.layout.mesh.size == 1)
+    return tuple(dict.fromkeys(("key", "value"), held) for _ in range(num_layers))

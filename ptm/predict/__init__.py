@@ -1,0 +1,1 @@
+"""A model asked line by line: JSON lines in, JSON lines out."""
