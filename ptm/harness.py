@@ -9,8 +9,8 @@ All else is the harness's own. From Python, `lm_eval.simple_evaluate(PtmLM(pretr
 A task of your own needs no network: FOLDER/NAME.yaml with `task: NAME`, `dataset_path: json`, `dataset_kwargs: {data_files: {test: /path/test.jsonl}}`,
 `test_split: test`, `output_type: multiple_choice`, and `doc_to_text`, `doc_to_choice`, `doc_to_target` as templates of the records' fields.
 
-Left-to-right models and encoder-decoders are asked; these have nothing to say of a text without a context. Numbers are those of our own evals on the same texts:
-a first token that no token stands before (objective.boundaries=false) is not scored.
+Left-to-right models and encoder-decoders are asked; these have nothing to say of a text without a context. Numbers are those of our own evals on the same
+texts: a first token that no token stands before (objective.boundaries=false) is not scored.
 """
 
 import sys
@@ -53,7 +53,7 @@ class PtmLM(LM):
         self, pretrained: str, batch_size: int | str | None = None, length: int | None = None, stride: int | None = None, max_gen_toks: int | None = None,
         seed: int = 0, device: str | None = None, max_batch_size: int | None = None,
     ) -> None:  # fmt: skip
-        """`device` and `max_batch_size` are given by the harness, which means PyTorch's: the devices are JAX's (JAX_PLATFORMS), and batches have one size."""
+        """`device` and `max_batch_size` are given by the harness, which means PyTorch's: devices are JAX's (JAX_PLATFORMS), and batches have one size."""
         super().__init__()
         if not (batch_size in (None, "auto") or str(batch_size).isdecimal() and int(batch_size) > 0):
             raise ConfigError(f"batch_size={batch_size}; allowed: 1 or more rows, or auto, which is {BATCH_SIZE}.")
@@ -63,8 +63,8 @@ class PtmLM(LM):
         parallel.check_batch(self._run.layout, self.batch_size, "batch_size")
         if isinstance(scoring.scorer_of(self._run, name="lm-evaluation-harness", length=length, stride=stride), scoring.OneMasked):
             raise ConfigError(
-                f"lm-evaluation-harness asks how texts go on, and {self._run.model.config.name} of {pretrained} fills blanks: its pseudo-log-likelihoods are no "
-                "such probabilities. Use `ptm evaluate` with the evals pseudo_perplexity, minimal_pairs, cloze or choice."
+                f"lm-evaluation-harness asks how texts go on, and {self._run.model.config.name} of {pretrained} fills blanks: its pseudo-log-likelihoods are "
+                "no such probabilities. Use `ptm evaluate` with the evals pseudo_perplexity, minimal_pairs, cloze or choice."
             )
         positions = self._run.model.config.max_length
         self._longest = (ANSWER if positions is None else min(ANSWER, max(1, positions // 2))) if max_gen_toks is None else max_gen_toks

@@ -69,7 +69,7 @@ class Run:
         objective, options = self.objective, self.config.objective
         if isinstance(objective, Seq2Seq):
             return objective.frame
-        bounded = (not hasattr(options, "boundaries") or options.boundaries) and self.config.data.packing != "window"
+        bounded = self.model.config.kind == "encoder_decoder" or ((not hasattr(options, "boundaries") or options.boundaries) and self.config.data.packing != "window")
         return frame_of(self.model, self.tokenizer, mask="prefix" if objective.mask == "prefix" else "causal", boundaries=bounded)
 
     @functools.cached_property

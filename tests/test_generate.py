@@ -125,7 +125,8 @@ def best_texts(family: str, batch, *, beams: int, penalty: float, early: bool, n
                 texts[row, : size - 1] = running[row][min(slot, len(running[row]) - 1)][1]
             step[:, slot] = log_probabilities(family, batch, texts)[:, size - 1, :VOCAB]
         for row in range(rows):
-            ranked = sorted(((score + step[row, slot, v], [*tokens, v]) for slot, (score, tokens) in enumerate(running[row]) for v in range(VOCAB)), reverse=True)
+            longer = ((score + step[row, slot, v], [*tokens, v]) for slot, (score, tokens) in enumerate(running[row]) for v in range(VOCAB))
+            ranked = sorted(longer, reverse=True)
             best = ranked[: 2 * beams]
             over = [text[-1] == END or size == new for _, text in best]
             full = early and len(ended[row]) >= beams

@@ -52,7 +52,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(folder):
     """A decoder with large random parameters, so that texts differ, whose rows are shorter than some texts, and its positions than one."""
-    cfg = runs.tiny("concat", text=runs.corpus(folder / "corpus.txt"), train__steps=2, train__microbatches=1, data__length=32, model__max_length=64, model__init_std=0.4)
+    large = {"data__length": 32, "model__max_length": 64, "model__init_std": 0.4}
+    cfg = runs.tiny("concat", text=runs.corpus(folder / "corpus.txt"), train__steps=2, train__microbatches=1, **large)
     assert runs.run(cfg, folder / "run") == 0
     return folder / "run"
 
@@ -72,7 +73,8 @@ def records(folder, model):
         found.append({"text": " ".join(rng.choices(runs.WORDS, k=30 if n == 5 else rng.randint(1, 4))), "choices": choices, "label": n % 3})
     run, params = model
     options = Options(max_new_tokens=9, stop=("e", "\n"), too_long="cut")
-    for n, (best, *_) in enumerate(complete(run.model, params, run.tokenizer, [item["text"] for item in found], options=options, frame=run.prompt_frame)):
+    made = complete(run.model, params, run.tokenizer, [item["text"] for item in found], options=options, frame=run.prompt_frame)
+    for n, (best, *_) in enumerate(made):
         found[n]["answer"] = best.text if n % 3 else "another"
     (folder / "records.jsonl").write_text("".join(json.dumps(item) + "\n" for item in found), encoding="utf-8")
     return found
@@ -82,7 +84,8 @@ def records(folder, model):
 def tasks(folder, records):
     """The folder of the tasks; JSON is YAML too."""
     (folder / "tasks").mkdir()
-    where = {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": {"test": str(folder / "records.jsonl")}, "cache_dir": str(folder / "cache")}}
+    files = {"data_files": {"test": str(folder / "records.jsonl")}, "cache_dir": str(folder / "cache")}
+    where = {"dataset_path": "json", "test_split": "test", "dataset_kwargs": files}
     for name, task in TASKS.items():
         (folder / "tasks" / f"{name}.yaml").write_text(json.dumps({"task": name, **where, **task}))
     return folder / "tasks"
@@ -144,7 +147,8 @@ def test_windows_are_those_that_are_asked_for(harness, workdir, model, records):
 
     text, (run, params) = records[5]["text"], model
     asked = [Instance("loglikelihood_rolling", {}, (text,), 0)]
-    found = [harness.PtmLM(f"ckpt:{workdir}", batch_size=4, **windows).loglikelihood_rolling(asked, disable_tqdm=True)[0] for windows in ({}, {"length": 16, "stride": 4})]
+    models = (harness.PtmLM(f"ckpt:{workdir}", batch_size=4, **windows) for windows in ({}, {"length": 16, "stride": 4}))
+    found = [lm.loglikelihood_rolling(asked, disable_tqdm=True)[0] for lm in models]
     (expected,) = scoring.log_likelihoods(run, params, [text], batch_size=4, length=16, stride=4)
     assert found[1] == pytest.approx(expected.total, rel=1e-6) and abs(found[0] - found[1]) > 1e-3 * abs(found[1])
 
@@ -163,7 +167,8 @@ def test_prompts_with_different_settings_keep_their_order(harness, workdir):
     from lm_eval.api.instance import Instance
 
     lm = harness.PtmLM(f"ckpt:{workdir}", batch_size=4)
-    asked = [("the", {"until": "e", "max_gen_toks": 3}), ("model", {"until": [], "max_new_tokens": 5}), ("of", {"until": "e", "max_gen_toks": 3}), ("model", {"max_tokens": 5})]
+    short = {"until": "e", "max_gen_toks": 3}
+    asked = [("the", short), ("model", {"until": [], "max_new_tokens": 5}), ("of", short), ("model", {"max_tokens": 5})]
     requests = [Instance("generate_until", {}, arguments, n) for n, arguments in enumerate(asked)]
     found = lm.generate_until(requests, disable_tqdm=True)
     assert found[1] == found[3] and found[:1] + found[2:3] == lm.generate_until(requests[::2], disable_tqdm=True)
@@ -228,7 +233,8 @@ def test_encoders_are_refused(harness, folder):
 def test_the_command(harness, workdir, tasks, folder):
     """In a process of its own, without a network."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "-m", "ptm.harness", "--model", "ptm", "--tasks", "tiny_choice", "--include_path", str(tasks), "--output_path", str(folder / "out"), "--limit", "3"]
+    command = [sys.executable, "-m", "ptm.harness", "--model", "ptm", "--tasks", "tiny_choice", "--include_path", str(tasks)]
+    command += ["--output_path", str(folder / "out"), "--limit", "3"]
     done = subprocess.run([*command, "--model_args", f"pretrained=ckpt:{workdir}"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads(next((folder / "out").rglob("results*.json")).read_text())

@@ -1,7 +1,7 @@
 """Fine-tuning beside the reference library: the same parameters, texts and hyperparameters must give the same 50 losses, and nearly the same model.
 
 Needs torch and transformers (`pip install -e .[parity]`; pytest -m parity). Ours is the run's own compiled step on the batches of its own loader; the reference
-starts from what `ptm convert` writes, reads one text a row, padded, whatever ours packs, and takes its own model classes, losses and schedule, with torch's AdamW.
+starts from what `ptm convert` writes, reads one text a row, padded, whatever ours packs, and takes its own classes, losses and schedule, with torch's AdamW.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ T5 = t5.Config(num_layers=2, width=64, num_heads=4, head_dim=16, mlp_width=128, 
 
 
 def records(count: int) -> list[dict[str, Any]]:
-    """Records with the fields of all tasks, of unequal length; about one of the longer words there is something to learn."""
+    """Records with the fields of all tasks, of unequal length, whose answers follow from their words."""
     rng, found = random.Random(0), []
     for _ in range(count):
         words, others = (rng.choices(runs.WORDS, k=rng.randint(1, 5)) for _ in range(2))
@@ -41,7 +41,8 @@ def records(count: int) -> list[dict[str, Any]]:
         asked = rng.choice(context.split())
         found.append({
             "text": " ".join(words), "pair": " ".join(others), "label": "long" if len(words) > len(others) else "short", "words": words,
-            "tags": ["B-LONG" if len(word) > 3 else "O" for word in words], "target": " ".join(word[:2] for word in words), "question": asked, "context": context,
+            "tags": ["B-LONG" if len(word) > 3 else "O" for word in words], "target": " ".join(word[:2] for word in words),
+            "question": asked, "context": context,
             "answers": [{"text": asked, "answer_start": f" {context} ".index(f" {asked} ")}] if rng.random() < 0.8 else [],
         })  # fmt: skip
     return found
@@ -195,13 +196,14 @@ def test_same_fine_tuning(name, packing, source, tmp_path):
 
     model.save_pretrained(tmp_path / "after")
     expected, actual, start = (tree.paths(jax.device_get(x)) for x in (hf.read(tmp_path / "after").params, state["params"], params))
-    differing = {path: np.linalg.norm(actual[path] - leaf) for path, leaf in expected.items() if not path.endswith("key/bias")}  # these change no weight of attention
+    compared = {path: leaf for path, leaf in expected.items() if not path.endswith("key/bias")}  # which changes no weight of attention
+    differing = {path: np.linalg.norm(actual[path] - leaf) for path, leaf in compared.items()}
     moved = np.sqrt(sum(np.sum(np.square(leaf - start[path])) for path, leaf in expected.items()))
     largest, share = max(abs(a - b) for a, b in zip(ours, theirs)), np.sqrt(sum(value**2 for value in differing.values())) / moved
     worst = max(np.max(np.abs(actual[path] - expected[path])) for path in differing)
     print(
-        f"{name} {packing}: {np.mean(counts):.1f} texts in {ROWS} rows, loss {theirs[0]:.4f} -> {theirs[-1]:.4f}, largest difference {largest:.1e}; parameters: largest "
-        f"{worst:.1e}, of the distance moved {share:.1e}; {clipped} steps clipped"
+        f"{name} {packing}: {np.mean(counts):.1f} texts in {ROWS} rows, loss {theirs[0]:.4f} -> {theirs[-1]:.4f}, largest difference {largest:.1e}; "
+        f"parameters: largest {worst:.1e}, of the distance moved {share:.1e}; {clipped} steps clipped"
     )
     assert largest < TOLERANCE and share < 1e-2
     assert np.mean(theirs[-5:]) < 0.9 * theirs[0] and clipped > 0, "there is something to learn, and gradients to clip"

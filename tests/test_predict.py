@@ -395,6 +395,8 @@ def test_records_of_a_source(ask, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"body": "the small model", "id": 5}\n{"body": 3}\n', encoding="utf-8")
     by_column = ask("gpt", "score", f"jsonl:{tmp_path}/x.jsonl", columns=("text=body",))
     assert by_column[0] == {**ask("gpt", "score", [{"text": "the small model"}])[0], "id": 5} and "not text" in by_column[1]["error"]
+    tagged = ask("tag", "tag", f"jsonl:{tmp_path}/x.jsonl", columns=("text=body",))
+    assert len(tagged[0]["prediction"]) == 3 and "not text" in tagged[1]["error"]
     with pytest.raises(ConfigError, match="maps text to column 'text', which .* does not have; it has: body"):
         ask("gpt", "score", f"jsonl:{tmp_path}/x.jsonl")
 

@@ -23,13 +23,14 @@ class Options:
     n_best: int = field(1, low=1, doc="Texts for each prompt: the best of the beams, or as many draws.")
     stop: tuple[str, ...] = field((), doc="Texts at which a continuation ends; it is cut before the first one.")
     seed: int = field(0, low=0, high=2**31 - 1, doc="Seed of draws; those for a prompt depend on it and on the prompt's number alone.")
-    too_long: str = field("refuse", choices=("refuse", "cut"), doc="A prompt that leaves no room for max_new_tokens: an error, or cut (of decoders at its beginning).")
+    too_long: str = field("refuse", choices=("refuse", "cut"), doc="A prompt that leaves no room: an error, or cut (of decoders at its beginning).")
 
     def check(self, where: str) -> None:
         """Refuses what contradicts itself."""
         at = f"{where}." if where else ""
         if self.beams > 1 and self.temperature:
-            raise ConfigError(f"{at}beams={self.beams} looks for the likeliest text and {at}temperature={self.temperature} draws one; set beams=1 or temperature=0.")
+            given = f"{at}beams={self.beams} looks for the likeliest text and {at}temperature={self.temperature} draws one"
+            raise ConfigError(f"{given}; set beams=1 or temperature=0.")
         drawing = {"top_k": self.top_k is not None, "top_p": self.top_p < 1, "min_p": self.min_p > 0}
         if not self.temperature and any(drawing.values()):
             given = ", ".join(f"{at}{key}={getattr(self, key)}" for key, used in drawing.items() if used)

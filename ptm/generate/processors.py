@@ -85,8 +85,9 @@ def keep_min_p(logits_BV: jax.Array, *, p: float) -> jax.Array:
 
 
 def process(
-    logits_BV: jax.Array, options: Options, *, history_BT: jax.Array | None, valid_BT: jax.Array | None, count: jax.Array | int, made: jax.Array | int, eos_id: int | None
-) -> jax.Array:
+    logits_BV: jax.Array, options: Options, *, history_BT: jax.Array | None, valid_BT: jax.Array | None, count: jax.Array | int, made: jax.Array | int,
+    eos_id: int | None,
+) -> jax.Array:  # fmt: skip
     """The logits (or log-probabilities) from which the next token is chosen; `made` tokens of the text were. Needs a history where `reads_history`."""
     if options.repetition_penalty != 1:
         logits_BV = penalise_repetition(logits_BV, history_BT, valid_BT, penalty=options.repetition_penalty)

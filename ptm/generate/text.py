@@ -39,7 +39,7 @@ class Frame:
 
 
 def frame_of(model: Model, tokenizer: Tokenizer, *, mask: str = "causal", boundaries: bool = True) -> Frame:
-    """The usual frame of a model: a decoder's texts begin with bos, or eos without one, an encoder-decoder's inputs end with eos and its outputs begin with pad.
+    """The usual frame of a model: a decoder's texts begin with bos, or eos without one; an encoder-decoder's inputs end with eos, its outputs begin with pad.
 
     `boundaries` off: nothing stands around a text. Raises ConfigError where the tokenizer lacks what it takes.
     """
@@ -129,7 +129,8 @@ class Writer:
         )  # fmt: skip
         limit, least = model.config.max_length, 0 if search.paired else 1
         if limit is not None and options.max_new_tokens + least > limit:
-            raise ConfigError(f"max_new_tokens={options.max_new_tokens} does not fit the {limit} positions of model {model.config.name}; allowed: up to {limit - least}.")
+            given = f"max_new_tokens={options.max_new_tokens} does not fit the {limit} positions of model {model.config.name}"
+            raise ConfigError(f"{given}; allowed: up to {limit - least}.")
         return cls(search, params, tokenizer, options, frame)
 
     def row(self, number: int, prompt: str) -> Row:
@@ -139,7 +140,8 @@ class Writer:
         most = None if config.max_length is None else config.max_length - (0 if self.search.paired else self.options.max_new_tokens)
         room = None if most is None else most - len(frame.before) - len(frame.behind)
         if room is not None and len(tokens) > room:
-            text = f"prompt {number + 1} has {len(tokens)} tokens; {room} fit beside max_new_tokens={self.options.max_new_tokens} in {config.max_length} positions"
+            beside = f"max_new_tokens={self.options.max_new_tokens} in {config.max_length} positions"
+            text = f"prompt {number + 1} has {len(tokens)} tokens; {room} fit beside {beside}"
             if self.options.too_long == "refuse" or room < 1:
                 raise ConfigError(f"{text}. Make it shorter, or max_new_tokens smaller, or set too_long=cut.")
             logging.getLogger(__name__).warning("%s: cut at its %s", text, "end" if self.search.paired else "beginning")

@@ -142,7 +142,7 @@ def _chunked(q_BLHK, k_BHTK, v_BHTK, *, mask: Mask, bias_BHLT, scale, dropout, r
         return jnp.maximum(largest, top), out
 
     largest, out_nBCHK = jax.lax.scan(block, jnp.float32(MASKED), jnp.arange(count))
-    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(q_BLHK.shape)
+    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(*q_BLHK.shape[:3], -1)
     return out_BLHK[:, :length], largest, None
 
 

@@ -60,7 +60,9 @@ def apart(params: Any) -> tuple[Any, ...]:
     return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], params) for n in range(len(jax.tree.leaves(params)[0])))
 
 
-def run_apart(apply: Callable[..., tuple[Any, Any]], params: Sequence[Any], x: Any, items: Sequence[Any], *, kinds: Sequence[Hashable]) -> tuple[Any, list[Any]]:
+def run_apart(
+    apply: Callable[..., tuple[Any, Any]], params: Sequence[Any], x: Any, items: Sequence[Any], *, kinds: Sequence[Hashable]
+) -> tuple[Any, list[Any]]:
     """`run_layers` one layer after the other, each with parameters and an item of its own; outputs stay apart too.
 
     So decoding reads each array where it lies and changes a cache in place: a loop over stacked ones copies each layer's part for every token.

@@ -139,7 +139,8 @@ def cached_mask(kind: str, batch: dict[str, jax.Array], seen: dict[str, jax.Arra
     def write(x_BT: jax.Array, new_BL: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x_BT, new_BL, index, axis=1)
 
-    new = {"segments_BT": segments_BL, "positions_BT": batch["positions_BL"], "prefix_BT": batch["prefix_BL"] if kind == "prefix" else jnp.zeros_like(segments_BL)}
+    prefix_BL = batch["prefix_BL"] if kind == "prefix" else jnp.zeros_like(segments_BL)
+    new = {"segments_BT": segments_BL, "positions_BT": batch["positions_BL"], "prefix_BT": prefix_BL}
     after = {name: write(seen[name], values_BL) for name, values_BL in new.items()}
     mask = Mask(
         kind=kind, query_segments_BL=segments_BL, key_segments_BT=after["segments_BT"], offset=index,

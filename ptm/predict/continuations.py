@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ptm.data.conversation import TURNS, reply_prompt
-from ptm.evals.scoring import start_token
 from ptm.generate import text as generation
-from ptm.objectives.seq2seq import Seq2Seq
 from ptm.predict.lines import Line
 from ptm.predict.options import Generate as Options
 from ptm.predict.rows import text_of
@@ -24,15 +22,7 @@ class Continuations:
 
     def __init__(self, run: Any, params: Any, options: Options, *, batch_size: int) -> None:
         self._options, self._batch_size = options, batch_size
-        objective = run.objective
-        if isinstance(objective, Seq2Seq):
-            frame = objective.frame
-        else:
-            mask = "prefix" if objective.mask == "prefix" else "causal"
-            frame = generation.frame_of(
-                run.model, run.tokenizer, mask=mask, boundaries=run.model.config.kind == "encoder_decoder" or start_token(run) is not None
-            )
-        self._writer = generation.Writer.of(run.model, params, run.tokenizer, options, frame)  # refuses models that do not generate now
+        self._writer = generation.Writer.of(run.model, params, run.tokenizer, options, run.prompt_frame)  # refuses models that do not generate now
         self._answerer = dataclasses.replace(self._writer, options=dataclasses.replace(options, stop=(*options.stop, *TURNS)))
 
     def __call__(self, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,9 @@ class Records:
         self._data = dataclasses.replace(run.config.data, columns=UNSAID) if unsaid else asked(run.config.data)
         self._spare = SPARE if unsaid else ()
         self._columns = {field: column for _, field, column in config_lib.column_entries(self._data.columns)}
+        if isinstance(self._task, Tag) and "words" not in self._columns:
+            self._columns["words"] = "words"
+            self._data = dataclasses.replace(self._data, columns=(*self._data.columns, "words=words"))
 
     def __call__(self, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
         run, found = self._run, []
@@ -55,8 +58,8 @@ class Records:
     def _with_words(self, record: dict[str, Any]) -> dict[str, Any]:
         """A tagger's record with both of text and words."""
         words, text = (next((record[name] for name in (field, self._columns[field]) if name in record), None) for field in ("words", "text"))
-        if words is None and isinstance(text, str):
-            return {**record, "words": text.split()}
+        if words is None and text is not None:
+            return {**record, "words": text.split() if isinstance(text, str) else []}
         if text is None and isinstance(words, str):
             return {**record, "text": words}
         if text is None and isinstance(words, list) and all(isinstance(word, str) for word in words):

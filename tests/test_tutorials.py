@@ -1,0 +1,130 @@
+"""The pages of docs/tutorials: their commands, in order and as they stand, but with few steps of small models.
+
+Blocks of the language `bash` are run; blocks of `sh` need models or data from elsewhere, and of those it is only checked that their recipes, flags and keys exist.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptm import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs/tutorials"
+# `ptm` of the pages: what is trained gets a few steps, and what begins from nothing is small.
+PTM = f"""#!/usr/bin/env bash
+set -euo pipefail
+more=()
+case "$*" in
+  train*,tiny*) ;;
+  train*configs/quickstart.py*) more=(--config.train.steps=4 --config.schedule.warmup_steps=1 --config.model.num_layers=1 --config.model.width=32 --config.model.num_heads=2) ;;
+  train*) more=(--config.train.steps=4 --config.schedule.warmup_steps=1) ;;
+esac
+exec "{sys.executable}" -m ptm.cli "$@" "${{more[@]}}"
+"""
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def last(folder: Path, run: str) -> dict:
+    """The last values that a run wrote down."""
+    return dict(item for row in lines(folder / "runs" / run / "metrics.jsonl") for item in row.items())
+
+
+def text(folder: Path, said: list[dict]) -> None:
+    assert len(lines(folder / "texts/written.jsonl")) == 2 and [len(answer["texts"]) for answer in lines(folder / "texts/written.jsonl")] == [2, 2]
+    assert {"text", "ended"} <= said[0].keys() and [answer["log_likelihood"] < 0 for answer in said[1:]] == [True] * 3
+
+
+def dialogue(folder: Path, said: list[dict]) -> None:
+    assert isinstance(said[0]["text"], str) and "user:" not in said[0]["text"]
+    assert "dev/bleu" in last(folder, "dialogue") and list((folder / "runs/dialogue/predictions").glob("dev-*.jsonl"))
+
+
+def question_answering(folder: Path, said: list[dict]) -> None:
+    assert {"dev/exact_match", "dev/f1"} <= said[0].keys()
+    (answer,) = lines(folder / "questions/answer.jsonl")
+    assert answer["id"] == 1 and answer["prediction"] in "Greta was born in Lima in 1950. Later Greta moved to the sea." and answer["n_best"]
+    assert [answer["id"] for answer in lines(folder / "questions/answers.jsonl")] == [f"{n}-{k}" for n in range(20) for k in (0, 1)]
+
+
+def translation(folder: Path, said: list[dict]) -> None:
+    assert {"dev/bleu", "dev/chrf", "test/bleu"} <= last(folder, "numbers").keys()
+    assert [isinstance(answer["prediction"], str) for answer in said[:2]] == [True] * 2 and len(said[2]["texts"]) == 2
+    assert len(lines(folder / "numbers/test.jsonl")) == 50
+
+
+def summarization(folder: Path, said: list[dict]) -> None:
+    assert "dev/rougeL" in last(folder, "mails") and isinstance(said[0]["prediction"], str) and len(lines(folder / "mails/written.jsonl")) == 20
+
+
+def classification(folder: Path, said: list[dict]) -> None:
+    assert {"dev/accuracy", "dev/f1_macro", "dev/matthews"} <= said[0].keys()
+    assert [answer["prediction"] in ("good", "bad") for answer in said[1:3]] == [True] * 2 and said[1]["id"] == 7
+    assert len(lines(folder / "reviews/answers.jsonl")) == 20 and "error" not in lines(folder / "reviews/answers.jsonl")[0]
+    summary = json.loads((folder / "runs/reviews-seeds/seeds.json").read_text())
+    assert summary["metrics"]["dev/accuracy"]["n"] == 3 and len(summary["rows"]) == 3
+    (vector,) = lines(folder / "reviews/vector.jsonl")
+    assert sum(x * x for x in vector["embedding"]) == pytest.approx(1, abs=1e-3)
+
+
+def analysis(folder: Path, said: list[dict]) -> None:
+    assert [result["what"] for result in said] == ["attention", "probe", "bias"] and (folder / "runs/analysis/attention/attention.html").is_file()
+
+
+CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis)}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (PAGES / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_every_page_is_run_and_led_to():
+    """And its links lead somewhere."""
+    assert {path.stem for path in PAGES.glob("*.md")} == set(CHECKS)
+    for page in CHECKS:
+        for target in re.findall(r"\]\(([^)#]+)\)", (PAGES / f"{page}.md").read_text(encoding="utf-8")):
+            assert (PAGES / target).is_file(), f"{page}.md: {target}"
+
+
+@pytest.mark.parametrize("page", CHECKS)
+def test_commands_that_need_more(page, capsys, monkeypatch):
+    """Those with models or data from elsewhere: recipes, flags and keys are there."""
+    monkeypatch.chdir(ROOT)
+    for name in ("PTM_DATA", "PTM_SQUAD"):
+        monkeypatch.setenv(name, "data")
+    for command in re.findall(r"^ptm train (.*)$", "".join(blocks(page, "sh")).replace("\\\n", " "), re.MULTILINE):
+        words = [os.path.expandvars(word) for word in shlex.split(command) if not word.startswith(("--workdir", "--config.init"))]
+        # The model of a smoke run stands in for the one that is not here.
+        words = [f"{word}{',' if word.count(':') else ':'}tiny" if word.startswith("--config=") else word for word in words]
+        assert cli.main(["train", *words, "--print_config"]) == 0, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder to which the recipes and the command belong; what one page trains, others with the same command find there."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "bin").mkdir()
+    (folder / "configs").symlink_to(ROOT / "configs")
+    for name, script in (("ptm", PTM), ("python", f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')):
+        (folder / "bin" / name).write_text(script)
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", CHECKS)
+def test_a_page(page, checkout):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "PATH": f"{checkout}/bin:{os.environ['PATH']}"}
+    env.pop("PTM_DATA", None)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "".join(blocks(page, "bash"))], cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    CHECKS[page](checkout, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")])
