@@ -24,6 +24,7 @@ from ptm.data import documents, one_pass, pipeline, turns
 from ptm.data.batch import Document
 from ptm.data.loader import Loader
 from ptm.data.turns import Turns
+from ptm.evals import scoring
 from ptm.fields import ConfigError
 from ptm.generate.text import Frame, frame_of
 from ptm.models import Model
@@ -66,10 +67,10 @@ class Run:
     @property
     def prompt_frame(self) -> Frame:
         """What stands around a prompt that the model goes on with freely, as around the texts of its training. Raises ConfigError for one that generates nothing."""
-        objective, options = self.objective, self.config.objective
+        objective = self.objective
         if isinstance(objective, Seq2Seq):
             return objective.frame
-        bounded = self.model.config.kind == "encoder_decoder" or ((not hasattr(options, "boundaries") or options.boundaries) and self.config.data.packing != "window")
+        bounded = self.model.config.kind == "encoder_decoder" or scoring.start_token(self) is not None
         return frame_of(self.model, self.tokenizer, mask="prefix" if objective.mask == "prefix" else "causal", boundaries=bounded)
 
     @functools.cached_property

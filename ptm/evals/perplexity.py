@@ -5,8 +5,8 @@ import math
 from typing import Any, ClassVar
 
 from ptm.evals import scoring
-from ptm.evals.protocol import Measured, RecordsConfig, rows_of
-from ptm.evals.texts import Sums
+from ptm.evals.protocol import Measured, RecordsConfig
+from ptm.evals.texts import measured
 from ptm.fields import ConfigError, field
 
 
@@ -40,14 +40,5 @@ def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
     Words stand between white space and bytes are those of UTF-8, so that both figures compare models of different tokenizers; a first token that no token stands
     before is not scored, and its bytes do not count. Predictions are each record's sums.
     """
-    found = run.records(options.data(run.config.data), limit=options.examples)
-    requests = (scoring.request_of(run.tokenizer, record.text, about=record) for record in found)
-    sums, predictions = Sums(), []
-    for request, scored in scoring.score(run, params, requests, scorer=_scorer(options, run), batch_size=rows_of(options, run)):
-        text = request.about.text
-        unscored = request.target[: len(request.target) - len(scored.tokens)]
-        words = len(text.split()) + (text.count("\n") + (not text.endswith("\n")) if options.count_lines else 0)
-        row = Sums(-scored.total, len(scored.tokens), words, len(text.encode()) - int(run.tokenizer.token_bytes[unscored].sum()))
-        sums += row
-        predictions.append({"id": request.about.id, **row.counts(), "nats": row.nats})
+    sums, predictions = measured(options, run=run, params=params, scorer=_scorer(options, run), count_lines=options.count_lines)
     return Measured({**sums.measures(), "word_perplexity": math.exp(min(sums.nats / max(sums.words, 1), 700.0)), **sums.counts()}, predictions)

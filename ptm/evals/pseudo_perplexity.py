@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from ptm.evals import scoring
-from ptm.evals.protocol import Measured, RecordsConfig, rows_of
-from ptm.evals.texts import Sums
+from ptm.evals.protocol import Measured, RecordsConfig
+from ptm.evals.texts import measured
 from ptm.fields import ConfigError, field
 
 
@@ -34,12 +34,5 @@ def require(options: Config, *, run: Any) -> None:
 
 def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
     """{loss (nats a token), perplexity, bits_per_byte, tokens, words, bytes} of pseudo-log-likelihoods; predictions are each record's sums."""
-    found = run.records(options.data(run.config.data), limit=options.examples)
-    requests = (scoring.request_of(run.tokenizer, record.text, about=record) for record in found)
-    sums, predictions = Sums(), []
-    for request, scored in scoring.score(run, params, requests, scorer=_scorer(options, run), batch_size=rows_of(options, run)):
-        text = request.about.text
-        row = Sums(-scored.total, len(scored.tokens), len(text.split()), len(text.encode()))
-        sums += row
-        predictions.append({"id": request.about.id, **row.counts(), "nats": row.nats})
+    sums, predictions = measured(options, run=run, params=params, scorer=_scorer(options, run))
     return Measured({**sums.measures(), **sums.counts()}, predictions)
