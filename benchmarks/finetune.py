@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ptm import allocator
+
 ROOT = Path(__file__).parent.parent
 BERT = {"small": (4, 512, 8), "base": (12, 768, 12)}
 WARMUP = 8  # steps before those that are timed
@@ -155,6 +157,7 @@ def main() -> None:
         parser.error("PTM_DATA is not set: point it at the folder that holds classify/sst2, seq2seq/multi30k and vocab/bert_uncased")
     overrides = dict(entry.split("=", 1) for entry in flags.set)
     if flags.ours:
+        allocator.keep_pages()  # as `ptm train` does
         print(json.dumps(ours(make_run(flags.task, flags.ours, overrides), flags.steps)))
         return
     import jax

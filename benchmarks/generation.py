@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import hf
+from ptm import allocator, hf
 from ptm.generate.options import Options
 from ptm.generate.search import generate
 from ptm.hf import files, transfer
@@ -46,6 +46,7 @@ def write_model(folder: Path) -> None:
 
 def ptm_side(folder: Path, new_tokens: int) -> list[dict]:
     """Seconds of generation and the texts, for each of CASES."""
+    allocator.keep_pages()  # as `ptm predict` does
     imported = hf.read(folder)
     model, params = transfer.model(imported.config, imported.heads).for_decoding(jax.tree.map(jnp.asarray, imported.params))
     results = []

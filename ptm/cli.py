@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from ptm import fields
+from ptm import allocator, fields
 from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
 from ptm.predict import options as predict_options
@@ -159,7 +159,7 @@ def _config_text(resolved: Any, declared: dict[str, tuple[Any, dict]]) -> str:
         if key in declared:
             meta = declared[key][1]
             notes = [meta["unit"], "one of " + ", ".join(map(str, meta["choices"])) if meta["choices"] else ""]
-            line = f"{line:<48}# {meta['doc']}{''.join(f' [{note}]' for note in notes if note)}"
+            line = f"{line:<47} # {meta['doc']}{''.join(f' [{note}]' for note in notes if note)}"
         lines.append(line)
     lines += ["", "Difference from base (marked * above):" if changes else "No difference from base."]
     return "\n".join(lines + [f"  {key}: {fields.unparse(old)} -> {fields.unparse(new)}" for key, (old, new) in changes.items()])
@@ -298,6 +298,8 @@ def _submission(flags: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
+        allocator.keep_pages()
     try:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
         if flags.command == "train":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the lowest to the highest. A module imports only from rows above its own, a package also from itself. Modules of one row do not
 # import each other. A new file of ptm/ needs a place here.
 RANKS = """
-fields
+fields allocator
 tree sections
 config
 recipe
