@@ -66,19 +66,20 @@ def get_config(argument: str = ""):
             "model": t5.Config(num_layers=3, width=192, num_heads=3, mlp_width=768, dropout=0.0),
             "objective": denoising.Config(variant="bert_style", input_length=128),
             "tokenizer": Tokenizer(kind="sentencepiece", algorithm="bpe", vocab_size=pieces, lowercase=True, sentinels=1),
+            "optimizer": Optimizer(name="adafactor", learning_rate=0.015, weight_decay=0.0, b2=0.98),
         }
     else:
         learner = {
             "model": bert.BertConfig(num_layers=4, width=192, num_heads=3, max_length=512, dropout=0.0, attention_dropout=0.0, init_std=0.05),
             "objective": mlm.Config(rate=0.2),
             "tokenizer": Tokenizer(kind="wordpiece", vocab_size=pieces, lowercase=True),
+            "optimizer": Optimizer(learning_rate=1e-3, weight_decay=0.01, b2=0.98, eps=1e-6),
         }
     cfg = config.base(
         **learner,
         evals={"validation": loss.Config(every=1000, batches=40)},
         train=Train(steps=steps, batch_size=8),
         data=Data() if scale else data,
-        optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.01, b2=0.98, eps=1e-6),
         schedule=Schedule(name="linear", warmup_steps=500),
         compute=Compute(scan_layers=False),
         checkpoint=Checkpoint(every=1000),
