@@ -66,26 +66,25 @@ TASKS = {
 COMMON = {"optimizer.learning_rate": 5e-4, "compute.scan_layers": "false", "checkpoint.keep_best": 0}
 
 
-def command(task: Task, init: str, workdir: Path) -> list[str]:
-    """The arguments of `ptm` that run a task from an init."""
+def command(name: str, start: str, folder: Path, runs: Path) -> list[str]:
+    """The arguments of `ptm` that run a task from a start, `pretrained` or `scratch`, of the model of a workdir."""
+    task, init = TASKS[name], f"{'' if start == 'pretrained' else 'scratch:'}ckpt:{folder}"
     steps = task.changes.get("train.steps")
     changes = {**COMMON, **task.changes, **({f"evals.{task.eval}.every": steps, "checkpoint.every": steps} if steps else {})}
     flags = [f"--config.{key}={os.path.expandvars(str(value))}" for key, value in changes.items()]
-    return ["train", f"--config=configs/finetune/{task.recipe}", f"--config.init={init}", f"--seeds={task.seeds}", f"--workdir={workdir}", *flags]
+    return ["train", f"--config=configs/finetune/{task.recipe}", f"--config.init={init}", f"--seeds={task.seeds}", f"--workdir={runs / name / start}", *flags]
 
 
 def measure(name: str, start: str, folder: Path, runs: Path) -> dict[str, Any]:
-    """Runs a task from a start, `pretrained` or `scratch`; returns its line of the results."""
-    task = TASKS[name]
-    arguments = command(task, f"{'' if start == 'pretrained' else 'scratch:'}ckpt:{folder}", runs / name / start)
-    began = time.time()
-    subprocess.run([sys.executable, "-m", "ptm.cli", *arguments], check=True, cwd=ROOT)
+    """Runs a task from a start; returns its line of the results."""
+    task, began = TASKS[name], time.time()
+    subprocess.run([sys.executable, "-m", "ptm.cli", *command(name, start, folder.resolve(), runs.resolve())], check=True, cwd=ROOT)
     metrics = json.loads((runs / name / start / "seeds.json").read_text())["metrics"]
     summary = metrics[f"{task.eval}/{task.metric}"]
     return {
         "task": name, "start": start, "metric": task.metric, **summary, "minutes": round((time.time() - began) / 60, 1),
         "others": {key: entry["mean"] for key, entry in metrics.items() if key != f"{task.eval}/{task.metric}"},
-        "command": " ".join(["ptm", *arguments]).replace(os.environ["PTM_DATA"], "$PTM_DATA"), "time": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["ptm", *command(name, start, folder, runs)]).replace(os.environ["PTM_DATA"], "$PTM_DATA"), "time": time.strftime("%Y-%m-%d"),
         "device": f"{len(os.sched_getaffinity(0))} x {platform.machine()} CPU", "jax": metadata.version("jax"),
     }  # fmt: skip
 
@@ -111,7 +110,7 @@ def main() -> None:
     rows = ["| task | start | metric | mean (95 % interval) | seeds | minutes |", "| --- | --- | --- | --- | --- | --- |"]
     for name in flags.task.split(","):
         for start in ("pretrained", "scratch"):
-            line = measure(name, start, getattr(flags, TASKS[name].language).resolve(), flags.runs.resolve())
+            line = measure(name, start, getattr(flags, TASKS[name].language), flags.runs)
             rows.append(row(line))
             print("\n".join(rows), flush=True)
             RESULTS.parent.mkdir(exist_ok=True)
