@@ -28,4 +28,5 @@ def keep_pages() -> bool:
     if mallopt is None:
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _TOP_BYTES))
-    return all([mallopt(parameter, value) for parameter, value in settings])
+    taken = [mallopt(parameter, value) for parameter, value in settings]  # each, even where one is refused
+    return all(taken)
