@@ -24,7 +24,7 @@ def keep_pages() -> bool:
     By default every buffer above some MiB is mapped for its step and unmapped after it, and the system clears each of its pages anew: 5 to 15 % of a step
     of a small model on CPU. The price is that a peak of memory is given back to the system only when the process ends.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None  # elsewhere the process itself is no library
     if mallopt is None:
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _TOP_BYTES))

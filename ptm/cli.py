@@ -298,10 +298,10 @@ def _submission(flags: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
-        allocator.keep_pages()
     try:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
+        if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
+            allocator.keep_pages()
         if flags.command == "train":
             return _train(flags, overrides)
         if flags.command == "evaluate":
