@@ -1,4 +1,4 @@
-"""The command line: `ptm train|evaluate|predict|convert|analyze|submission`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|evaluate|predict|convert|analyze|submission|plan`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
@@ -15,6 +15,7 @@ from typing import IO, Any, NoReturn
 from ptm import allocator, fields
 from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
+from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
@@ -93,7 +94,19 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     submission.add_argument("--benchmark", metavar="NAME", help="glue, superglue or clue")
     submission.add_argument("--runs", metavar="DIR,...", help="workdirs, or patterns such as 'runs/glue/*'; of several with a task the best counts")
     submission.add_argument("--output", metavar="DIR", help="folder for the files of the test sets and an archive of them")
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="what a run needs on devices that are not there",
+        description="Compile the training step of a config for a topology, without its hardware: memory, FLOPs, collectives. The last line of output is one JSON object.",
+        usage="ptm plan --config=FILE.py[:WORDS] --topology=NAME [--search] [--config.SECTION.KEY=VALUE ...] [FLAGS]",
+        epilog="Figures are marked [compiled] by the devices' own compiler, [formula] or [computed], [guessed]: bounds under the assumptions that are named.",
+    )  # fmt: skip
+    plan.add_argument("--config", metavar="FILE.py[:WORDS]", help="recipe and its argument, as for `ptm train`")
+    for name, (switch, doc) in plan_options.flags().items():
+        plan.add_argument(f"--{name}", metavar="VALUE", help=doc.replace("%", "%%"), **({"nargs": "?", "const": "true"} if switch else {}))
     return parser, commands.choices
+
+
+CONFIGURED = ("train", "plan")  # commands that take a config and its overrides
 
 
 def _guess(word: str, known: list[str]) -> str:
@@ -132,9 +145,9 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         raise ConfigError(f"give a command: {', '.join(f'`ptm {name}`' for name in commands)}. `ptm --help` says what they do.")
     if unknown:
         known = [f"--{name}" for name in vars(flags) if name != "command"]
-        shown = ", ".join([*known, "--config.SECTION.KEY=VALUE"] if flags.command == "train" else known)
+        shown = ", ".join([*known, "--config.SECTION.KEY=VALUE"] if flags.command in CONFIGURED else known)
         raise ConfigError(f"unknown argument '{unknown[0]}' of `ptm {flags.command}`; allowed: {shown}.{_guess(unknown[0], known)}")
-    misplaced = [key for key in overrides if flags.command != "train" and not (flags.command == "evaluate" and key.startswith("evals."))]
+    misplaced = [key for key in overrides if flags.command not in CONFIGURED and not (flags.command == "evaluate" and key.startswith("evals."))]
     if misplaced:
         but = "but for --config.evals.NAME.KEY " if flags.command == "evaluate" else ""
         raise ConfigError(f"--config.{misplaced[0]}=VALUE belongs to `ptm train`, not to `ptm {flags.command}`, which {but}takes the config of the run.")
@@ -165,30 +178,38 @@ def _config_text(resolved: Any, declared: dict[str, tuple[Any, dict]]) -> str:
     return "\n".join(lines + [f"  {key}: {fields.unparse(old)} -> {fields.unparse(new)}" for key, (old, new) in changes.items()])
 
 
-def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
+def _config(flags: argparse.Namespace, overrides: dict[str, str]) -> Any:
+    """The resolved config of a recipe under overrides."""
     from ptm import config as config_lib
     from ptm import recipe, registry
 
     if not flags.config:
-        raise ConfigError("`ptm train` needs --config=FILE.py[:WORDS], a recipe such as configs/quickstart.py.")
-    if flags.show_batch is not None and flags.show_batch < 1:
-        raise ConfigError(f"--show_batch={flags.show_batch}; allowed: 1 or more rows.")
-    config = recipe.load(flags.config)
+        raise ConfigError(f"`ptm {flags.command}` needs --config=FILE.py[:WORDS], a recipe such as configs/quickstart.py.")
+    config, overrides = recipe.load(flags.config), dict(overrides)
     if config.model.name == config_lib.ModelOfInit.name:
         from ptm import adopt
 
         if "init" in overrides:
             config_lib.override(config, "init", overrides.pop("init"), registry.REGISTRIES)
-        adopt.adopt(config, workdir=flags.workdir)
+        adopt.adopt(config, workdir=vars(flags)["workdir"] if "workdir" in vars(flags) else None)
     for key, value in overrides.items():
         config_lib.override(config, key, value, registry.REGISTRIES)
-    resolved = registry.resolve(config)
+    return registry.resolve(config)
+
+
+def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from ptm import config as config_lib
+    from ptm import registry
+
+    if flags.show_batch is not None and flags.show_batch < 1:
+        raise ConfigError(f"--show_batch={flags.show_batch}; allowed: 1 or more rows.")
+    resolved = _config(flags, overrides)
     allow_change, known = tuple(filter(None, flags.allow_change.split(","))), config_lib.flatten(resolved)
     for key in allow_change:
         if key not in known:
             raise ConfigError(f"--allow_change={key}: the config has no such key.{config_lib.nearest_key(key, known)} `--print_config` lists all keys.")
     if flags.print_config:
-        _show(_config_text(resolved, config_lib.schema(config, registry.REGISTRIES)))
+        _show(_config_text(resolved, config_lib.schema(config_lib.ConfigDict(config_lib.to_dict(resolved)), registry.REGISTRIES)))
         return 0
     if flags.show_batch is not None:
         from ptm import run, samples
@@ -295,6 +316,22 @@ def _submission(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if not flags.topology:
+        raise ConfigError(f"`ptm plan` needs --topology=NAME: {plan_options.FORMS}.")
+    options = plan_options.parse({name: vars(flags)[name] for name in plan_options.flags() if vars(flags)[name] is not None})
+    resolved = _config(flags, overrides)
+    from ptm.plan import command
+
+    if options.search:
+        page, facts = command.search(resolved, options, [f"--config={flags.config}", *(f"--config.{key}={value}" for key, value in overrides.items())])
+    else:
+        page, facts = command.plan(resolved, options)
+    _show(page)
+    print(json.dumps(facts))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -306,6 +343,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(flags, overrides)
         if flags.command == "evaluate":
             return _evaluate(flags, overrides)
+        if flags.command == "plan":
+            return _plan(flags, overrides)
         return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
     except ConfigError as error:
         print(f"ptm: {error}", file=sys.stderr)

@@ -44,6 +44,20 @@ def filled(config: Config, workdir: Path | None = None) -> Config:
     return dataclasses.replace(config, objective=dataclasses.replace(objective, parts=found) if isinstance(objective, mixture.Config) else found[""])
 
 
+def assumed(config: Config) -> Config:
+    """The config with two labels of equal weight wherever they would be taken from the data, for a plan that opens none."""
+
+    def stood_in(part: Any) -> Any:
+        if not isinstance(part, LabelConfig) or part.labels and part.class_weights != BALANCED:
+            return part
+        return dataclasses.replace(part, labels=part.labels or ("O", "B-1"), class_weights=() if part.class_weights == BALANCED else part.class_weights)
+
+    objective = config.objective
+    if isinstance(objective, mixture.Config):
+        return dataclasses.replace(config, objective=dataclasses.replace(objective, parts={name: stood_in(part) for name, part in objective.parts.items()}))
+    return dataclasses.replace(config, objective=stood_in(objective))
+
+
 def check_columns(data: config_lib.Data, columns: Sequence[str], *, objective: str) -> None:
     """Raises ConfigError where `data.columns` maps no column to a field that an objective learns from."""
     entries = config_lib.column_entries(data.columns)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ptm import config as config_lib
@@ -161,13 +162,20 @@ def make_layout(mesh: config_lib.Mesh, *, devices: list | None = None) -> Layout
     if free:
         sizes[free[0]] = len(devices) // fixed
     # Auto axes: linen's layers have no way to say how their outputs lie, so the partitioner decides between our constraints.
-    array = np.asarray(devices).reshape(tuple(sizes.values()))
+    shape = tuple(sizes.values())
+    # On TPUs neighbours in the mesh must be neighbours on the torus, or gathers become sums of whole arrays.
+    array = mesh_utils.create_device_mesh(shape, devices=devices) if devices[0].platform == "tpu" else np.asarray(devices).reshape(shape)
     return Layout(Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)), mesh.preset)
+
+
+def row_parts(layout: Layout) -> int:
+    """Devices that the rows of a batch are split over."""
+    return int(np.prod([layout.mesh.shape[axis] for axis in _BATCH]))
 
 
 def check_batch(layout: Layout, batch_size: int, where: str) -> None:
     """Raises ConfigError unless `batch_size` rows can be split over the mesh's data and fsdp axes."""
-    parts = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+    parts = row_parts(layout)
     if batch_size % parts:
         near = (batch_size // parts * parts, -(-batch_size // parts) * parts)
         raise ConfigError(

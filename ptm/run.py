@@ -23,6 +23,7 @@ from ptm.config import Config, ConfigDict
 from ptm.data import documents, one_pass, pipeline, turns
 from ptm.data.batch import Document
 from ptm.data.loader import Loader
+from ptm.data.pack import Layout as RowLayout
 from ptm.data.turns import Turns
 from ptm.evals import scoring
 from ptm.fields import ConfigError
@@ -158,6 +159,14 @@ class Run:
         """Global device arrays of this process's rows of a batch."""
         return parallel.to_device(batch, self.layout, batch_size=batch_size, rows=rows)
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a training batch where the step wants it: those of rows of padding."""
+        row = self.objective.finish(RowLayout(self.objective).padding())
+        return {
+            name: jax.ShapeDtypeStruct((self.config.train.batch_size, *value.shape), jax.dtypes.canonicalize_dtype(value.dtype), sharding=self.layout.batch())
+            for name, value in row.items()
+        }
+
     def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:
         """The training batches, from the first: `rows` of each, by default those that this process supplies."""
         train, seed = self.config.train, self.config.seed
@@ -234,8 +243,11 @@ def _state_maker(config: Config, model: Model, objective: Objective, optimizer: 
     return functools.partial(state_lib.make, transform=optimizer.transform, train=config.train, carry=carry)
 
 
-def make_tokenizer(config: Config, workdir: Path | None) -> Any:
-    """The run's tokenizer: the workdir's if the run has started, else from `tokenizer.path` or the directory of `init`, else trained; kept in the workdir."""
+def make_tokenizer(config: Config, workdir: Path | None, *, abstract: bool = False) -> Any:
+    """The run's tokenizer: the workdir's if the run has started, else from `tokenizer.path` or the directory of `init`, else trained; kept in the workdir.
+
+    An abstract run trains none: it has a stand-in of the size that was asked for.
+    """
     folder = None if workdir is None else workdir / "tokenizer"
     # Without a config.json beside it the folder is of a start that was refused or cut, perhaps under another config.
     if folder is not None and folder.is_dir() and (workdir / "config.json").is_file():
@@ -244,12 +256,14 @@ def make_tokenizer(config: Config, workdir: Path | None) -> Any:
     directories = [spec for spec in config_lib.init_specs(config.init) if specs.is_directory(spec)]
     if path is None and directories and text.needs_files(c.kind):
         path = str(specs.fetch(directories[0]))
+    if abstract and path is None and text.needs_files(c.kind):
+        return text.StandIn(vocab_size=c.vocab_size, sentinels=c.sentinels)
     texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes, fields=c.train_fields)
     tokenizer = text.make(
         c.kind, path=path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels,
         extra=c.extra,
     )
-    if folder is not None and jax.process_index() == 0:
+    if folder is not None and not abstract and jax.process_index() == 0:
         partial = folder.with_name("tokenizer.partial")
         tokenizer.save(str(partial))
         shutil.rmtree(folder, ignore_errors=True)
@@ -276,13 +290,18 @@ def layout_of(config: Config, devices: list | None) -> parallel.Layout:
     return layout
 
 
-def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None) -> Run:
-    """The Run of a config; trains or reads the tokenizer, makes no array. Raises ConfigError for anything that cannot run."""
+def setup(
+    config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | None = None, devices: list | None = None, abstract: bool = False
+) -> Run:
+    """The Run of a config; trains or reads the tokenizer, makes no array. Raises ConfigError for anything that cannot run.
+
+    An abstract one opens no data either: what would be taken from it, the vocabulary and the names of labels, is stood in for (`labels.assumed`).
+    """
     workdir = None if workdir is None else Path(workdir)
-    config = labels.filled(registry.resolve(config), workdir)
+    config = labels.assumed(registry.resolve(config)) if abstract else labels.filled(registry.resolve(config), workdir)
     use_compile_cache(config.compute.cache)
     layout = layout_of(config, devices)
-    tokenizer = make_tokenizer(config, workdir)
+    tokenizer = make_tokenizer(config, workdir, abstract=abstract)
     given = config.model.vocab_size
     if given is not None and given < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size={given} is smaller than the tokenizer's {tokenizer.vocab_size} pieces; leave it None or make it larger.")
@@ -293,7 +312,7 @@ def setup(config: ConfigDict | dict | Config, *, workdir: str | os.PathLike | No
     c = config.compute
     context = Context(
         layout=layout, dtype=jnp.dtype(c.dtype), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
-        remat=c.remat, loss_chunk=c.loss_chunk,
+        remat=c.remat, loss_chunk=c.loss_chunk * parallel.row_parts(layout),
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
     model = models.make(model_config, context=context, heads=heads, lora=config.lora)

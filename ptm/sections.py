@@ -161,7 +161,7 @@ class Compute:
     attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries computed at once by the chunked backend.")
     scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
     remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
-    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits exist at once.")
+    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once, if it holds whole rows.")
     cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
 
 

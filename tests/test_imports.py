@@ -31,7 +31,7 @@ run
 samples weights adopt
 teacher
 describe
-train evaluate convert predict analyze harness submission
+train evaluate convert predict analyze harness submission plan
 seeds
 cli
 """
@@ -72,7 +72,7 @@ BARRED = {
 }
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
-    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks"},
+    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
     "ptm/specs.py": {"huggingface_hub"},

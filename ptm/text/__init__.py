@@ -9,6 +9,7 @@ from ptm.text.base import ADDED, FORMAT, META, Tokenizer, fingerprint_of, json_o
 from ptm.text.bpe import BpeTokenizer
 from ptm.text.library import FileTokenizer
 from ptm.text.sentencepiece import SentencePieceTokenizer
+from ptm.text.stand_in import StandIn
 from ptm.text.symbols import ByteTokenizer, CharTokenizer
 from ptm.text.wordpiece import WordPieceTokenizer
 
@@ -25,7 +26,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
 }
 ALGORITHMS = ("unigram", "bpe")
 
-__all__ = ["ALGORITHMS", "TOKENIZERS", "Tokenizer", "load", "make", "needs_files"]
+__all__ = ["ALGORITHMS", "TOKENIZERS", "StandIn", "Tokenizer", "load", "make", "needs_files"]
 
 
 def make(
