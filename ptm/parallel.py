@@ -82,6 +82,10 @@ class Layout:
         rules = RULES[self.preset][column]
         return PartitionSpec(*(rules[word] if word in rules else None for word in words))
 
+    def spec(self, *words: str | None) -> PartitionSpec:
+        """Where activations with dimensions of these words (None = not split) lie, as `jax.shard_map` wants it."""
+        return self._spec(words, 1)
+
     def constrain(self, x: jax.Array, *words: str | None) -> jax.Array:
         """`x` with its dimensions split as the activation rules say of `words` (None = not split)."""
         assert x.ndim == len(words), (x.shape, words)

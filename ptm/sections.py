@@ -157,8 +157,11 @@ class Compute:
     """How the same mathematics is computed; nothing here changes what a run means."""
 
     dtype: str = field("float32", choices=("float32", "bfloat16"), doc="Type of activations; parameters and losses stay float32.")
-    attention: str = field("auto", choices=("auto", "xla", "chunked", "cudnn"), doc="Attention backend; auto picks by device, mask and length.")
-    attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries computed at once by the chunked backend.")
+    attention: str = field(
+        "auto", choices=("auto", "xla", "chunked", "cudnn", "splash", "flash"),
+        doc="Attention backend: plain, in blocks, of NVIDIA GPUs, of TPUs without and with a bias; auto picks by device, mask and length, and logs why.",
+    )  # fmt: skip
+    attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries and keys that the chunked backend looks at at once.")
     scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
     remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
     loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once, if it holds whole rows.")

@@ -75,6 +75,7 @@ LATE = {
     "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
+    "ptm/nn/attention.py": {"ptm.nn.pallas"},
     "ptm/specs.py": {"huggingface_hub"},
     "ptm/hf/check.py": {"torch", "transformers"},
     "ptm/metrics/written.py": {"sacrebleu", "rouge_score.rouge_scorer"},

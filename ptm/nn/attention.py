@@ -1,7 +1,7 @@
 """Dot-product attention behind one dispatcher, which refuses what a backend cannot honour, and the module around it.
 
-Backends: `xla` (plain, any mask, bias and dropout), `chunked` (the same over blocks of queries, memory linear in length), `cudnn`
-(fused, NVIDIA GPUs). A dropped feature is worse than an error: packed segments silently ignored is a known fault of fused kernels.
+Backends: `xla` (plain, any mask, bias and dropout), `chunked` (the same in blocks, memory linear in length), `cudnn` (fused, NVIDIA GPUs), `splash` and
+`flash` (fused, TPUs). A dropped feature is worse than an error: packed segments silently ignored is a known fault of fused kernels.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError
+from ptm.nn import kernels
 from ptm.nn.context import Context
+from ptm.nn.kernels import heads_first
 from ptm.nn.linear import Linear
 from ptm.nn.masks import Mask
 from ptm.nn.norm import Norm
 from ptm.nn.position import RotaryConfig, rotate
 from ptm.nn.shape import BlockConfig
-
-MASKED = -1e30  # finite: a row that is wholly masked stays free of NaN
-CHUNKED_FROM = 2048  # tokens; below it the whole matrix of logits is cheaper
+from ptm.nn.spread import axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,24 @@ class Request:
     head_dim: int
     dropout: bool
     decoding: bool
+    mask: str = "full"  # its kind
+    window: bool = False
+    in_order: bool = True  # the mask is told by kind, segments and window (`Mask.in_order`)
+    bias: bool = False
     row_bias: bool = False  # a bias that differs from row to row
+    split: bool = False  # the queries of a row lie on several devices
     maps: bool = False  # the weights themselves are wanted
+
+
+def _refuse_fused(request: Request) -> str | None:
+    """What no fused kernel can honour."""
+    if request.dropout:
+        return "it cannot drop attention weights; set attention dropout to 0"
+    if request.decoding:
+        return "it does not decode from a cache"
+    if request.maps:
+        return "it never shows its weights; maps need xla"
+    return None
 
 
 def _refuse_chunked(request: Request) -> str | None:
@@ -46,113 +62,70 @@ def _refuse_chunked(request: Request) -> str | None:
 
 
 def _refuse_cudnn(request: Request) -> str | None:
-    if request.platform != "gpu":
-        return f"it needs an NVIDIA GPU and this is {request.platform}"
     if request.dtype != "bfloat16":
         return f"it computes in bfloat16 and compute.dtype is {request.dtype}"
     if request.head_dim % 8 or request.head_dim > 128:
         return f"it needs a head width that is a multiple of 8 up to 128 and this is {request.head_dim}"
-    if request.dropout:
-        return "it cannot drop attention weights; set attention dropout to 0"
     if request.length % 2 or request.keys % 2:
         return "its backward pass needs even lengths"
-    if request.decoding:
-        return "it does not decode from a cache"
-    if request.maps:
-        return "it never shows its weights; maps need xla"
+    if request.split:
+        return "it cannot split the length of a row over devices; set mesh.sequence to 1"
     if request.row_bias:
         return "the gradient of a bias that differs from row to row has not been proved right there"
-    return None
+    return _refuse_fused(request)
 
 
-REFUSALS = {"xla": lambda request: None, "chunked": _refuse_chunked, "cudnn": _refuse_cudnn}
+def _refuse_splash(request: Request) -> str | None:
+    if request.bias:
+        return "it adds no bias to the logits; flash does"
+    if request.mask == "permutation" or not request.in_order:
+        return "its masks are full, causal or prefix, with queries and keys in the order of the row: no order of prediction, memory or choice of queries"
+    if request.window and request.mask == "prefix":
+        return "it knows no window together with a prefix"
+    if (request.mask != "full" or request.window) and request.length != request.keys:
+        return f"a {request.mask} mask or a window needs as many queries as keys and this has {request.length} and {request.keys}"
+    return _refuse_fused(request)
+
+
+def _refuse_flash(request: Request) -> str | None:
+    if not request.bias and (request.mask not in ("full", "causal") or request.window or not request.in_order):
+        return "without a bias that could take them up, its masks are full or causal, in the order of the row and without a window"
+    if not request.bias and request.mask == "causal" and request.split:
+        return "it cannot split the length of a causal row over devices; splash can"
+    return _refuse_fused(request)
+
+
+REFUSALS = {"xla": lambda request: None, "chunked": _refuse_chunked, "cudnn": _refuse_cudnn, "splash": _refuse_splash, "flash": _refuse_flash}
+HOMES = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU"), "flash": ("tpu", "a TPU")}  # the others run anywhere
+# What `auto` tries in turn, and from how many queries on: below it the whole matrix of logits is cheaper.
+AUTO = {"cudnn": 0, "splash": 256, "flash": 1024, "chunked": 2048}
+
+
+def refusal(backend: str, request: Request) -> str | None:
+    """Why a backend cannot honour `request`; None if it can."""
+    if backend in HOMES and request.platform != HOMES[backend][0]:
+        return f"it needs {HOMES[backend][1]} and this is {request.platform}"
+    return REFUSALS[backend](request)
 
 
 @functools.cache
 def choose(backend: str, request: Request) -> str:
     """The backend that serves `request`; `auto` picks one and logs why. Raises ConfigError if the named one cannot honour it."""
     if backend != "auto":
-        reason = REFUSALS[backend](request)
+        reason = refusal(backend, request)
         if reason:
             raise ConfigError(f"compute.attention={backend} is refused here: {reason}. Allowed: auto, xla, or a setting that fits.")
         return backend
-    if REFUSALS["cudnn"](request) is None:
-        chosen, why = "cudnn", "the device, type and mask allow it"
-    elif request.length >= CHUNKED_FROM and REFUSALS["chunked"](request) is None:
-        chosen, why = "chunked", f"{request.length} queries are {CHUNKED_FROM} or more"
+    reasons = {name: refusal(name, request) for name in AUTO if name not in HOMES or HOMES[name][0] == request.platform}
+    fitting = [name for name, reason in reasons.items() if reason is None]
+    chosen = next((name for name in fitting if request.length >= AUTO[name]), "xla")
+    if chosen != "xla":
+        why = f"{request.length} queries are {AUTO[chosen]} or more" if AUTO[chosen] else "the device, type and mask allow it"
     else:
-        chosen, why = "xla", "the logits are small" if request.length < CHUNKED_FROM else "no other backend fits"
-    logging.getLogger(__name__).info("attention %s for %s: %s", chosen, request, why)
+        why = "the logits are small" if fitting else "no other backend fits"
+    refused = "".join(f"; not {name}: {reason}" for name, reason in reasons.items() if reason)
+    logging.getLogger(__name__).info("attention %s for %s: %s%s", chosen, request, why, refused)
     return chosen
-
-
-def heads_first(x_BTHK: jax.Array, *, joined: bool = False) -> jax.Array:
-    """Keys or values [B, H, T, K]; with rows and heads `joined`, [B H, T, K]."""
-    x_BHTK = jnp.swapaxes(x_BTHK, 1, 2)
-    return x_BHTK.reshape(-1, *x_BHTK.shape[2:]) if joined else x_BHTK
-
-
-def _xla(q_BLHK, k_BHTK, v_BHTK, *, mask_B1LT, bias_BHLT, scale, dropout, rng, maps=False):
-    # Heads before positions: batched products of plain matrices. Queries of heads that share their keys lie below each other.
-    q_BHLK = jnp.swapaxes(q_BLHK * scale, 1, 2)
-    rows, heads, length, _ = q_BHLK.shape
-
-    def grouped(x: jax.Array) -> jax.Array:
-        return x.reshape(*k_BHTK.shape[:-2], -1, x.shape[-1])
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(rows, heads, length, x.shape[-1])
-
-    logits_BHLT = split(jnp.einsum("...lk,...tk->...lt", grouped(q_BHLK), k_BHTK, preferred_element_type=jnp.float32))
-    if bias_BHLT is not None:
-        logits_BHLT = logits_BHLT + bias_BHLT
-    logits_BHLT = jnp.where(mask_B1LT, logits_BHLT, MASKED)
-    largest_BHL1 = jax.lax.stop_gradient(jnp.max(logits_BHLT, axis=-1, keepdims=True))
-    weights_BHLT = jnp.exp(logits_BHLT - largest_BHL1)
-    total_BHL1 = jnp.sum(weights_BHLT, axis=-1, keepdims=True)
-    maps_BHLT = weights_BHLT / total_BHL1 if maps else None
-    if dropout:
-        weights_BHLT = weights_BHLT * jax.random.bernoulli(rng, 1 - dropout, weights_BHLT.shape) / (1 - dropout)
-    out_BHLK = jnp.einsum("...lt,...tk->...lk", grouped(weights_BHLT.astype(v_BHTK.dtype)), v_BHTK, preferred_element_type=jnp.float32)
-    out_BHLK = split(out_BHLK) / total_BHL1
-    return jnp.swapaxes(out_BHLK, 1, 2).astype(v_BHTK.dtype), jnp.max(largest_BHL1), maps_BHLT
-
-
-def _chunked(q_BLHK, k_BHTK, v_BHTK, *, mask: Mask, bias_BHLT, scale, dropout, rng, chunk):
-    length = q_BLHK.shape[1]
-    count = -(-length // chunk)
-    chunk = -(-length // count)  # about equal parts; padding queries belong to segment 0 and are cut off again
-
-    def padded(x: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(x, [(0, count * chunk - length if n == axis else 0) for n in range(x.ndim)])
-
-    q_BLHK, mask = padded(q_BLHK, 1), mask.padded(count * chunk)
-    bias_BHLT = None if bias_BHLT is None else padded(bias_BHLT, 2)
-
-    @jax.checkpoint
-    def block(largest, n):
-        start = n * chunk
-        part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk)
-        out, top, _ = _xla(
-            part(q_BLHK, axis=1), k_BHTK, v_BHTK,
-            mask_B1LT=mask.part(start, chunk).dense(),
-            bias_BHLT=None if bias_BHLT is None else part(bias_BHLT, axis=2),
-            scale=scale, dropout=dropout, rng=None if rng is None else jax.random.fold_in(rng, n),
-        )  # fmt: skip
-        return jnp.maximum(largest, top), out
-
-    largest, out_nBCHK = jax.lax.scan(block, jnp.float32(MASKED), jnp.arange(count))
-    out_BLHK = jnp.moveaxis(out_nBCHK, 0, 1).reshape(*q_BLHK.shape[:3], -1)
-    return out_BLHK[:, :length], largest, None
-
-
-def _cudnn(q_BLHK, k_BTHK, v_BTHK, *, mask_B1LT, bias_BHLT, scale):
-    shape = (q_BLHK.shape[0], 1, q_BLHK.shape[1], k_BTHK.shape[1])
-    bias = None if bias_BHLT is None else bias_BHLT.astype(q_BLHK.dtype)
-    out = jax.nn.dot_product_attention(
-        q_BLHK, k_BTHK, v_BTHK, bias=bias, mask=jnp.broadcast_to(mask_B1LT, shape), scale=scale, implementation="cudnn"
-    )
-    return out, None, None  # the kernel never shows its logits
 
 
 def attend(
@@ -174,21 +147,37 @@ def attend(
     When `decoding`, keys and values are `heads_first`, as a cache holds them. `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may
     share (B = 1), is added to the scaled logits. Raises ConfigError if the configured backend cannot honour the call.
     """
+    layout = context.layout
     request = Request(
-        platform=context.layout.mesh.devices.flat[0].platform, dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1],
-        keys=k_BTHK.shape[-2 if decoding else 1], head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding,
-        row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1, maps=maps,
+        platform=platform(context), dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1], keys=k_BTHK.shape[-2 if decoding else 1],
+        head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding, mask=mask.kind, window=mask.window is not None, in_order=mask.in_order,
+        bias=bias_BHLT is not None, row_bias=bias_BHLT is not None and bias_BHLT.shape[0] > 1, split=bool(axes_of(layout, "length", q_BLHK.shape[1])),
+        maps=maps,
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "auto", request)
     if backend == "cudnn":  # which knows of groups itself
-        return _cudnn(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale)
+        return kernels.cudnn(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale), None, None
+    if backend == "splash":  # and so does this one
+        from ptm.nn import pallas  # only TPUs need it, and it takes a while to load
+
+        return pallas.splash(q_BLHK, k_BTHK, v_BTHK, mask=mask, scale=scale, layout=layout), None, None
+    if not decoding and k_BTHK.shape[2] != q_BLHK.shape[2]:  # heads are split over devices as one
+        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
+    if backend == "flash":
+        from ptm.nn import pallas
+
+        return pallas.flash(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, layout=layout), None, None
     if not decoding:
-        if k_BTHK.shape[2] != q_BLHK.shape[2]:  # heads are split over devices as one
-            k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
         k_BTHK, v_BTHK = heads_first(k_BTHK), heads_first(v_BTHK)
+    options = {"mask": mask, "bias_BHLT": bias_BHLT, "scale": scale, "dropout": dropout, "rng": rng}
     if backend == "chunked":
-        return _chunked(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, chunk=context.attention_chunk)
-    return _xla(q_BLHK, k_BTHK, v_BTHK, mask_B1LT=mask.dense(), bias_BHLT=bias_BHLT, scale=scale, dropout=dropout, rng=rng, maps=maps)
+        return *kernels.chunked(q_BLHK, k_BTHK, v_BTHK, **options, chunk=context.attention_chunk, layout=layout), None
+    return kernels.xla(q_BLHK, k_BTHK, v_BTHK, **options, maps=maps)
+
+
+def platform(context: Context) -> str:
+    """What the devices of the mesh are, which need not be those of this process."""
+    return context.layout.mesh.devices.flat[0].platform
 
 
 class Attention(nn.Module):

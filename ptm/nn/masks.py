@@ -1,5 +1,7 @@
 """Who may attend to whom, kept as small arrays until a backend needs more."""
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ class Mask:
     """Attention within a segment, by kind:
 
     full: to every position. causal: to the same and earlier indices of the row. prefix: as causal, and to every position of the prefix
-    (Raffel et al. 2020, section 3.2.1). permutation: to positions of a smaller rank, rank 0 being visible to all, and with `own` to the
+    (Raffel et al. 2020, section 3.2.1), with which its segment begins. permutation: to positions of a smaller rank, rank 0 being visible to all, and with `own` to the
     position itself (Yang et al. 2019, section 2.3).
 
     Padding is segment 0 and attends to padding alone, so that no row of the softmax is empty. `window` = (left, right) hides indices
@@ -33,27 +35,60 @@ class Mask:
     own: bool = flax.struct.field(pytree_node=False, default=True)
     window: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
-    def padded(self, length: int) -> "Mask":
-        """The mask with `length` queries, the new ones padding."""
+    def _queries(self, change: Callable[[jax.Array], jax.Array]) -> "Mask":
+        """The mask with `change` made to what there is of each query, [B, L] or [B, L, T]."""
+        names = ("query_segments_BL", "query_rank_BL", "query_index_BL", "visible_BLT")
+        return self.replace(**{name: change(getattr(self, name)) for name in names if getattr(self, name) is not None})
 
-        def pad(x_BL: jax.Array | None) -> jax.Array | None:
-            return None if x_BL is None else jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1]), (0, 0)][: x_BL.ndim])
+    def _keys(self, change: Callable[[jax.Array], jax.Array]) -> "Mask":
+        """The mask with `change` made to what there is of each key, the last dimension."""
+        names = ("key_segments_BT", "key_prefix_BT", "key_rank_BT", "key_index_BT", "visible_BLT")
+        return self.replace(**{name: change(getattr(self, name)) for name in names if getattr(self, name) is not None})
 
-        return self.replace(
-            query_segments_BL=pad(self.query_segments_BL), query_rank_BL=pad(self.query_rank_BL), query_index_BL=pad(self.query_index_BL),
-            visible_BLT=pad(self.visible_BLT),
-        )  # fmt: skip
+    def padded(self, length: int, keys: int) -> "Mask":
+        """The mask with `length` queries and `keys` keys; the new queries are padding, the new keys hidden."""
+
+        def lengthen(x_BL: jax.Array) -> jax.Array:
+            return jnp.pad(x_BL, [(0, 0), (0, length - x_BL.shape[1]), (0, 0)][: x_BL.ndim])
+
+        def widen(x_BT: jax.Array, value: int = 0) -> jax.Array:
+            return jnp.pad(x_BT, [(0, 0)] * (x_BT.ndim - 1) + [(0, keys - x_BT.shape[-1])], constant_values=value)
+
+        return self._queries(lengthen)._keys(widen).replace(key_segments_BT=widen(self.key_segments_BT, HIDDEN))
 
     def part(self, start: jax.Array, size: int) -> "Mask":
         """The mask of `size` of its queries, from `start` on."""
+        return self._queries(lambda x_BL: jax.lax.dynamic_slice_in_dim(x_BL, start, size, axis=1)).replace(offset=self.offset + start)
 
-        def cut(x_BL: jax.Array | None) -> jax.Array | None:
-            return None if x_BL is None else jax.lax.dynamic_slice_in_dim(x_BL, start, size, axis=1)
+    def part_of_keys(self, start: jax.Array, size: int) -> "Mask":
+        """The mask towards `size` of its keys, from `start` on."""
+        _, key_index_BT = self.indices()
+        return self.replace(key_index_BT=key_index_BT)._keys(lambda x_BT: jax.lax.dynamic_slice_in_dim(x_BT, start, size, axis=-1))
 
-        return self.replace(
-            query_segments_BL=cut(self.query_segments_BL), query_rank_BL=cut(self.query_rank_BL), query_index_BL=cut(self.query_index_BL),
-            visible_BLT=cut(self.visible_BLT), offset=self.offset + start,
-        )  # fmt: skip
+    def reach(self, start: jax.Array, size: int) -> tuple[jax.Array | int, jax.Array | int]:
+        """Keys (from, to) outside of which `size` queries from `start` on see nothing, as far as kind and window tell."""
+        first, stop = 0, self.key_segments_BT.shape[1]
+        if self.query_index_BL is not None or self.key_index_BT is not None:
+            return first, stop
+        query, keys = self.offset + start, stop
+        if self.kind == "causal":
+            stop = jnp.clip(query + size, 0, keys)
+        if self.window is not None:
+            left, right = self.window
+            first, stop = jnp.clip(query - left, 0, keys), jnp.minimum(stop, jnp.clip(query + size + right, 0, keys))
+        return first, stop
+
+    @property
+    def in_order(self) -> bool:
+        """Whether query n of a row stands at key n and kind, segments and window say all: what fused kernels can be told."""
+        return isinstance(self.offset, int) and self.offset == 0 and self.query_index_BL is None and self.key_index_BT is None and self.visible_BLT is None
+
+    def last_visible(self) -> jax.Array:
+        """Index of the last key that each query of a prefix mask in order sees, [B, L]: the end of the prefix for those in it, else its own."""
+        length = self.key_segments_BT.shape[1]
+        goes_on_BT = (self.key_prefix_BT[:, 1:] > 0) & (self.key_segments_BT[:, 1:] == self.key_segments_BT[:, :-1])
+        goes_on_BT = jnp.pad(goes_on_BT, [(0, 0), (0, 1)]) & (self.key_prefix_BT > 0)
+        return jax.lax.cummin(jnp.where(goes_on_BT, length, jnp.arange(length)), axis=1, reverse=True)
 
     def behind(self, valid_BM: jax.Array) -> "Mask":
         """The mask with M remembered positions before the keys; those that are valid are visible to the first segment, as context of rank 0."""
