@@ -6,7 +6,9 @@ Steps run under `jax.jit` with NamedSharding, which is what pjit became; `jax.pm
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,8 +31,10 @@ AXES: dict[str, str] = {
     r"(.*/)?embed_projection/kernel": "embed_in embed",
     r"(.*/)?embed_projection/bias": "embed",
     r"mask_embed": "embed",
-    r".*/(query|key|value|position)/kernel": "embed heads head_dim",
-    r".*/(query|key|value|content|position|segment)/bias": "heads head_dim",
+    r".*/(query|position)/kernel": "embed heads head_dim",
+    r".*/(query|content|position|segment)/bias": "heads head_dim",
+    r".*/(key|value)/kernel": "embed kv_heads head_dim",
+    r".*/(key|value)/bias": "kv_heads head_dim",
     r".*/segment/embedding": "types heads head_dim",
     r".*/out/kernel": "heads head_dim embed",
     r".*/out/bias": "embed",
@@ -53,17 +57,24 @@ AXES: dict[str, str] = {
 }
 
 _BATCH = ("data", "fsdp")
-_TENSOR = {"heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+_TOKENS = (*_BATCH, "sequence")  # the axes that split tokens
+_FULLY = {"embed": ("fsdp", "sequence")}  # over all devices that share the tokens of a replica
+_HEADS = {"heads": "tensor", "kv_heads": "tensor"}
+_TENSOR = {**_HEADS, "mlp": "tensor", "vocab": "tensor"}
 _ACTIVATIONS = {"batch": _BATCH, "length": "sequence", "residual_length": "sequence"}
 
+# Words of activations; whoever names another one meant one of these. `keys` is the length of keys and values, which every query needs to see.
+WORDS = ("batch", "length", "keys", "residual_length", "residual", "heads", "kv_heads", "mlp", "vocab")
+
 # Preset -> (parameters, activations): word -> mesh axis or axes. Words that are missing are not split. The residual stream has words of
-# its own: replicated over `tensor` it would take most of the memory of a tensor-parallel run.
+# its own: replicated over `tensor` it would take most of the memory of a tensor-parallel run. Context parallelism is no preset but the axis
+# `sequence` of all of them but dp: lengths are split over it, keys and values are brought together.
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dp": ({}, {"batch": _BATCH}),
-    "fsdp": ({"embed": "fsdp"}, _ACTIVATIONS),
+    "fsdp": (_FULLY, _ACTIVATIONS),
     "tp": (_TENSOR, {**_ACTIVATIONS, **_TENSOR, "residual": "tensor"}),
-    "fsdp+tp": ({"embed": "fsdp", **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual": "tensor"}),
-    "sp": ({"embed": "fsdp", **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual_length": ("sequence", "tensor")}),
+    "fsdp+tp": ({**_FULLY, **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual": "tensor"}),
+    "sp": ({**_FULLY, **_TENSOR}, {**_ACTIVATIONS, **_TENSOR, "residual_length": ("sequence", "tensor")}),
 }
 
 
@@ -78,20 +89,35 @@ class Layout:
     mesh: Mesh
     preset: str
 
-    def _spec(self, words: tuple[str | None, ...], column: int) -> PartitionSpec:
-        rules = RULES[self.preset][column]
-        return PartitionSpec(*(rules[word] if word in rules else None for word in words))
+    def _parts(self, entry: Any) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in _axes_of(entry))
+
+    def _kept(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, Any]]:
+        """(word, axes) of each dimension of a parameter. Heads of keys that several devices share, each the reader of a part of a group's queries, stay whole."""
+        rules, words = RULES[self.preset][0], axes_words(path)
+
+        def axes(word: str, size: int) -> Any:
+            shared = word == "kv_heads" and word in rules and self._parts(rules[word]) % size == 0
+            return rules[word] if word in rules and not shared else None
+
+        return [(word, axes(word, size)) for word, size in zip(words, shape, strict=True)]
 
     def spec(self, *words: str | None) -> PartitionSpec:
-        """Where activations with dimensions of these words (None = not split) lie, as `jax.shard_map` wants it."""
-        return self._spec(words, 1)
+        """Where activations with dimensions of these words (WORDS; None = not split) lie, as `jax.shard_map` wants it."""
+        assert all(word is None or word in WORDS for word in words), words
+        rules = RULES[self.preset][1]
+        return PartitionSpec(*(rules[word] if word in rules else None for word in words))
 
     def constrain(self, x: jax.Array, *words: str | None) -> jax.Array:
-        """`x` with its dimensions split as the activation rules say of `words` (None = not split)."""
+        """`x` with its dimensions split as the activation rules say of `words`.
+
+        What its devices cannot share equally stays whole: the one position of a decoding step, say. Rows that are trained on do divide (`check_lengths`).
+        """
         assert x.ndim == len(words), (x.shape, words)
         if self.mesh.size == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self._spec(words, 1)))
+        spec = PartitionSpec(*(None if size % self._parts(entry) else entry for size, entry in zip(x.shape, self.spec(*words))))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def batch(self) -> NamedSharding:
         """Sharding of batch arrays: rows over (data, fsdp)."""
@@ -102,28 +128,32 @@ class Layout:
 
     def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """How the parameter at `path` lies. Raises ConfigError where a dimension cannot be split."""
-        words = axes_words(path)
-        spec = self._spec(words, 0)
-        for size, word, entry in zip(shape, words, spec, strict=True):
-            parts = int(np.prod([self.mesh.shape[axis] for axis in _axes_of(entry)], dtype=int))
-            if size % parts:
-                fits = [n for n in range(1, 2 * parts + 1) if size % n == 0][-4:]
-                down, up = size // parts * parts, -(-size // parts) * parts
-                raise ConfigError(
-                    f"parameter {path}: dimension '{word}' of size {size} cannot be split over mesh axis '{entry}' of size {parts}. "
-                    f"Axis sizes that fit: {fits}; dimension sizes that fit: {f'{down} or ' if down else ''}{up}."
-                )
-        return NamedSharding(self.mesh, spec)
+        kept = self._kept(path, shape)
+        for size, (word, entry) in zip(shape, kept):
+            self._check(f"parameter {path}: dimension '{word}'", size, entry)
+        return NamedSharding(self.mesh, PartitionSpec(*(entry for _, entry in kept)))
+
+    def _check(self, what: str, size: int, entry: Any) -> None:
+        parts = self._parts(entry)
+        if size % parts:
+            fits = [n for n in range(1, 2 * parts + 1) if size % n == 0][-4:]
+            down, up = size // parts * parts, -(-size // parts) * parts
+            axes = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in _axes_of(entry) if self.mesh.shape[axis] > 1)
+            raise ConfigError(
+                f"{what} of size {size} cannot be split over mesh axis {axes}. "
+                f"Axis sizes that fit: {fits}; dimension sizes that fit: {f'{down} or ' if down else ''}{up}."
+            )
 
     def gathered(self, path: str, x: jax.Array) -> jax.Array:
-        """The parameter at `path` (below `layers`: of one layer) brought together over the axes that split the batch, for a product with it.
+        """The parameter at `path` (below `layers`: of one layer) brought together over the axes that split tokens, for a product or a look-up.
 
         Left to itself the partitioner may split the product of a batch and a kernel over the same axis twice; with one row a device XLA
-        then gives wrong numbers (jax 0.10.2, axes data, fsdp and tensor all above 1).
+        then gives wrong numbers (jax 0.10.2, axes data, fsdp and tensor all above 1). What a table that is split over its width gives when it is
+        looked up in would be replicated first. In the type of the product, before, less is moved.
         """
         if self.mesh.size == 1:
             return x
-        kept = ([axis for axis in _axes_of(entry) if axis not in _BATCH] for entry in self._spec(axes_words(path), 0))
+        kept = ([axis for axis in _axes_of(entry) if axis not in _TOKENS] for _, entry in self._kept(path, x.shape))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*(tuple(axes) or None for axes in kept))))
 
     def parameters(self, params: Any) -> Any:
@@ -134,8 +164,7 @@ class Layout:
         """How a leaf of the training state lies that belongs to the parameter at `path`: like it, but for dimensions that were reduced to 1."""
         if path is None:
             return self.replicated()
-        spec = self._spec(axes_words(path), 0)
-        return NamedSharding(self.mesh, PartitionSpec(*(None if size == 1 else entry for size, entry in zip(leaf.shape, spec, strict=True))))
+        return NamedSharding(self.mesh, PartitionSpec(*(None if size == 1 else entry for size, (_, entry) in zip(leaf.shape, self._kept(path, leaf.shape)))))
 
 
 def axes_words(path: str) -> tuple[str, ...]:
@@ -155,8 +184,11 @@ def axes_words(path: str) -> tuple[str, ...]:
 
 
 def make_layout(mesh: config_lib.Mesh, *, devices: list | None = None) -> Layout:
-    """The mesh that a config asks for over `devices` (default: all). Raises ConfigError if the sizes do not multiply to their number."""
-    fields.lookup(RULES, mesh.preset, "mesh.preset")
+    """The mesh that a config asks for over `devices` (default: all).
+
+    Raises ConfigError if the sizes do not multiply to their number, if the preset splits nothing over an axis, or if `data` cannot go over the slices.
+    """
+    columns = fields.lookup(RULES, mesh.preset, "mesh.preset")
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -165,11 +197,41 @@ def make_layout(mesh: config_lib.Mesh, *, devices: list | None = None) -> Layout
         raise ConfigError(f"mesh sizes {sizes} do not multiply to {len(devices)} devices; set one axis to -1 or change --config.mesh.AXIS.")
     if free:
         sizes[free[0]] = len(devices) // fixed
+    used = {axis for rules in columns for entry in rules.values() for axis in _axes_of(entry)}
+    for axis in [axis for axis, size in sizes.items() if size > 1 and axis not in used]:
+        others = [name for name, column in RULES.items() if any(axis in _axes_of(entry) for rules in column for entry in rules.values())]
+        raise ConfigError(
+            f"mesh.{axis}={sizes[axis]}, but preset {mesh.preset} splits nothing over it: those devices would all compute the same. "
+            f"Set mesh.{axis}=1 or mesh.preset to one of {', '.join(others)}."
+        )
     # Auto axes: linen's layers have no way to say how their outputs lie, so the partitioner decides between our constraints.
+    return Layout(Mesh(_ordered(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)), mesh.preset)
+
+
+def _ordered(devices: list, sizes: Mapping[str, int]) -> np.ndarray:
+    """The devices as an array of the mesh's shape: those of TPUs so that each axis follows the links between them, and that `data` alone crosses slices."""
     shape = tuple(sizes.values())
-    # On TPUs neighbours in the mesh must be neighbours on the torus, or gathers become sums of whole arrays.
-    array = mesh_utils.create_device_mesh(shape, devices=devices) if devices[0].platform == "tpu" else np.asarray(devices).reshape(shape)
-    return Layout(Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)), mesh.preset)
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({device.slice_index for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    assert MESH_AXES[0] == "data"
+    if shape[0] % slices:
+        near = (shape[0] // slices * slices, -(-shape[0] // slices) * slices)
+        raise ConfigError(
+            f"mesh.data={shape[0]} cannot be split over {slices} slices of devices; only `data` may cross the slow network between them. "
+            f"Sizes that fit: {near[0] or near[1]} or {near[1]}, the other axes within a slice of {len(devices) // slices} devices."
+        )
+    within, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def check_lengths(layout: Layout, lengths: Iterable[tuple[str, int]]) -> None:
+    """Raises ConfigError unless rows of these lengths, (config key, positions), can be split over the mesh axes that the preset splits lengths over."""
+    for key, size in lengths:
+        for word in ("length", "residual_length"):
+            layout._check(f"{key}={size}: dimension '{word}'", size, layout.spec(word)[0])
 
 
 def row_parts(layout: Layout) -> int:

@@ -229,6 +229,11 @@ def _positions(branch: Part) -> int:
     return sum(size for dim, size in branch.objective.lengths.items() if dim in ("L", "I"))
 
 
+def _length_key(branch: Part, dim: str) -> str:
+    """The config key that a length of a branch's rows comes from."""
+    return "data.length" if dim == "L" else f"objective.{f'parts.{branch.name}.' if branch.name else ''}input_length"
+
+
 def _mean(values: Iterable[float], branches: tuple[Part, ...]) -> float:
     return sum(value * branch.weight for value, branch in zip(values, branches)) / sum(branch.weight for branch in branches)
 
@@ -309,6 +314,7 @@ def setup(
     given = {"tokenizer": tokenizer, "length": config.data.length, "packing": config.data.packing, "model_config": model_config}
     objective = objectives.make(config.objective, **given)
     branches = mixture.branches(objective)
+    parallel.check_lengths(layout, [(_length_key(branch, dim), size) for branch in branches for dim, size in branch.objective.lengths.items() if dim in ("L", "I")])
     c = config.compute
     context = Context(
         layout=layout, dtype=jnp.dtype(c.dtype), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,

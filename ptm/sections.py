@@ -140,10 +140,10 @@ class Mesh:
     """Devices and how arrays lie on them; the product of the axes is the number of devices, one axis may be -1."""
 
     preset: str = field("fsdp+tp", doc="Row of ptm.parallel.RULES: dp, fsdp, tp, fsdp+tp, sp.")
-    data: int = field(-1, low=-1, unit="devices", doc="Axis over which only the batch is split.")
-    fsdp: int = field(1, low=-1, unit="devices", doc="Axis over which the batch and the parameters are split.")
+    data: int = field(-1, low=-1, unit="devices", doc="Axis over which only the batch is split; over several slices of TPUs a multiple of their number.")
+    fsdp: int = field(1, low=-1, unit="devices", doc="Axis over which the batch and, by the presets fsdp, fsdp+tp and sp, the parameters are split.")
     tensor: int = field(1, low=-1, unit="devices", doc="Axis over which heads, feed-forward and vocabulary are split.")
-    sequence: int = field(1, low=-1, unit="devices", doc="Axis over which the length is split.")
+    sequence: int = field(1, low=-1, unit="devices", doc="Axis over which the length is split (context parallelism), and the parameters as over fsdp.")
 
     def check(self, where: str) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "preset"}

@@ -102,10 +102,10 @@ def gradients(
 
     parts, carries = jax.tree.map(split, batch), jax.tree.map(split, carry)
     first = jax.tree.map(lambda x: x[0], (parts, carries))
-    (_, (totals, aux, _)), _ = jax.eval_shape(grad, params, first[0], rng, first[1])
+    (loss, (totals, aux, _)), _ = jax.eval_shape(grad, params, first[0], rng, first[1])
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
     start_aux = Aux(ratios=zeros(aux.ratios), maxima=jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), aux.maxima))
-    start = (jnp.float32(0), zeros(params), (zeros(totals), start_aux))
+    start = (zeros(loss), zeros(params), (zeros(totals), start_aux))
     (loss, grads, (totals, aux)), carries = jax.lax.scan(body, start, (jnp.arange(microbatches), parts, carries))
     return loss, grads, (totals, weights, aux), jax.tree.map(join, carries)
 

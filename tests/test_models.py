@@ -145,47 +145,6 @@ def test_same_numbers_however_computed_one_way_at_a_time(family, name, way):
     check_way(family, name, SINGLE_WAYS[way])
 
 
-MESHES = {
-    "dp": {"preset": "dp", "data": 8},
-    "fsdp": {"preset": "fsdp", "fsdp": 8},
-    "tp": {"preset": "tp", "data": 2, "tensor": 4},
-    "fsdp+tp": {"preset": "fsdp+tp", "data": 2, "fsdp": 2, "tensor": 2},
-    "sp": {"preset": "sp", "data": 2, "tensor": 2, "sequence": 2},
-}
-DEFAULT_MESHES = {"gpt": tuple(MESHES), "bert": ("dp", "fsdp+tp", "sp"), "t5": ("dp", "fsdp+tp", "sp")}
-ON_MESHES = [
-    pytest.param(family, name, preset, marks=() if name == zoo.HOME[family] and preset in DEFAULT_MESHES.get(family, ()) else pytest.mark.slow)
-    for family, name in zoo.CROSS
-    for preset in MESHES
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("family", "name", "preset"), ON_MESHES)
-def test_eight_devices_equal_one(family, name, preset):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
-    on = zoo.layout(**MESHES[preset])
-    step, params = zoo.gradients(family, name, on=on)
-    loss, grads = step(params, jax.device_put(zoo.batch(name, family), on.batch()))
-    expected_loss, expected_grads = zoo.reference(family, name)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    zoo.assert_equal_gradients(grads, expected_grads)
-
-
-@pytest.mark.parametrize("preset", ["fsdp+tp", "sp"])
-@pytest.mark.parametrize("family", ["gpt", "bert", "t5"])
-def test_one_row_a_device(family, preset):
-    """Where data, fsdp and tensor all split something and a device has one row of a microbatch: the partitioner of jax 0.10.2 gets such products wrong."""
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices: JAX_NUM_CPU_DEVICES=8")
-    on, name = zoo.layout(preset=preset, data=2, fsdp=2, tensor=2), zoo.HOME[family]
-    step, params = zoo.gradients(family, name, on=on, microbatches=2)
-    loss, grads = step(params, jax.device_put(zoo.batch(name, family), on.batch()))
-    expected_loss, expected_grads = zoo.reference(family, name)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    zoo.assert_equal_gradients(grads, expected_grads)
-
-
 @pytest.mark.parametrize("family", ONE_EACH)
 def test_bfloat16_is_near_float32(family):
     name = zoo.HOME[family]

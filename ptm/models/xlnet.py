@@ -90,7 +90,7 @@ class LMHead(nn.Module):
         if self.tied:
             return table.attend(hidden) + bias_V
         kernel = self.param("kernel", nn.initializers.normal(self.std), (self.width, self.vocab_size), jnp.float32)
-        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel)
+        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
         return contract(hidden, kernel, dims=1, context=self.context, dtype=jnp.float32) + bias_V
 
 

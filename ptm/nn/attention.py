@@ -148,6 +148,8 @@ def attend(
     share (B = 1), is added to the scaled logits. Raises ConfigError if the configured backend cannot honour the call.
     """
     layout = context.layout
+    if not decoding:  # queries that lie apart need the keys of all positions
+        k_BTHK, v_BTHK = (layout.constrain(x, "batch", "keys", "kv_heads", None) for x in (k_BTHK, v_BTHK))
     request = Request(
         platform=platform(context), dtype=jnp.dtype(q_BLHK.dtype).name, length=q_BLHK.shape[1], keys=k_BTHK.shape[-2 if decoding else 1],
         head_dim=q_BLHK.shape[-1], dropout=dropout > 0, decoding=decoding, mask=mask.kind, window=mask.window is not None, in_order=mask.in_order,

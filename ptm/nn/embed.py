@@ -19,13 +19,13 @@ class Embed(nn.Module):
     def setup(self) -> None:
         self.embedding = self.param("embedding", nn.initializers.normal(self.std), (self.size, self.width), jnp.float32)
 
+    def _gathered(self, table_VD: jax.Array) -> jax.Array:
+        return self.context.layout.gathered("/".join((*self.path, "embedding")), table_VD)
+
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
-        layout = self.context.layout
-        # Gathering from a table split over its width would make the partitioner replicate the result: bring the width together first.
-        table_VD = layout.constrain(self.embedding, "vocab", None)
-        return layout.constrain(table_VD[ids_BL].astype(self.context.dtype), "batch", "residual_length", "residual")
+        x_BLD = self._gathered(self.embedding)[ids_BL]  # float32: so the gradient adds up all places of a piece
+        return self.context.layout.constrain(x_BLD.astype(self.context.dtype), "batch", "residual_length", "residual")
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits [..., size], float32, of hidden states [..., D]."""
-        table_VD = self.context.layout.constrain(self.embedding, "vocab", None)
-        return contract(x, table_VD.T, dims=1, context=self.context, dtype=jnp.float32)
+        return contract(x, self._gathered(self.embedding.astype(self.context.dtype)).T, dims=1, context=self.context, dtype=jnp.float32)

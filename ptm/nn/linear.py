@@ -11,8 +11,8 @@ from ptm.nn.context import Context
 
 
 def contract(x: jax.Array, kernel: jax.Array, *, dims: int, context: Context, dtype: Any = None) -> jax.Array:
-    """The last `dims` dimensions of x against the first `dims` of the kernel, in the context's type; the result is of `dtype` (None: the same)."""
-    x, kernel, dtype = x.astype(context.dtype), kernel.astype(context.dtype), dtype or context.dtype
+    """The last `dims` dimensions of x against the first `dims` of the kernel, in the context's type; the result is of `dtype` if that is wider."""
+    x, kernel, dtype = x.astype(context.dtype), kernel.astype(context.dtype), jnp.promote_types(context.dtype, dtype or context.dtype)
     if context.layout.mesh.size > 1:
         # Split over devices, rows and positions must stay apart.
         return jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims))), ((), ())), preferred_element_type=dtype)
@@ -35,8 +35,15 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.outputs), jnp.float32)
-        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel)
-        y = contract(x, kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype)
+
+        def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
+            return contract(x, kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype)
+
+        if self.context.layout.mesh.size > 1 and self.context.remat == "none":
+            # The backward pass brings kernels together again: kept, those of all layers would be a whole copy of the model on each device.
+            product = jax.checkpoint(product, prevent_cse=not self.context.scan_layers)
+        y = product(x, kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(y.dtype)
         return y

@@ -17,6 +17,11 @@ class TokenSums:
     correct: jax.Array
 
 
+def at_least_float32(logits: jax.Array) -> jax.Array:
+    """Logits in the type in which losses are computed: float32, or float64 if they are so."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 def cross_entropy(logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int) -> TokenSums:
     """Sums over all positions of the cross entropy of `logits_of(hidden)` against `targets_BL`; `hidden_BLD` is an array or a tree of arrays [B, L, ...].
 
@@ -33,7 +38,7 @@ def cross_entropy_and(
     rows, length = targets_BL.shape
 
     def sums(hidden: Any, targets: jax.Array, weights: jax.Array) -> tuple[TokenSums, Any]:
-        logits = logits_of(hidden).astype(jnp.float32)
+        logits = at_least_float32(logits_of(hidden))
         log_z = jax.nn.logsumexp(logits, axis=-1)
         # A masked sum instead of a gather: its gradient is no scatter, and it needs no second buffer of logits.
         hit = targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
@@ -60,8 +65,9 @@ def cross_entropy_and(
         found, seen = sums(*part)
         return jax.tree.map(jnp.add, total, found), seen
 
-    zero = TokenSums(nll=jnp.float32(0), log_z_squared=jnp.float32(0), correct=jnp.float32(0))
-    total, seen = jax.lax.scan(step, zero, jax.tree.map(split, (hidden_BLD, targets_BL, weights_BL)))
+    parts = jax.tree.map(split, (hidden_BLD, targets_BL, weights_BL))
+    found, _ = jax.eval_shape(sums, *jax.tree.map(lambda x: x[0], parts))
+    total, seen = jax.lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), parts)
     return total, jax.tree.map(join, seen)
 
 
@@ -81,7 +87,7 @@ def divergence(
     """
 
     def read(logits: jax.Array, hidden: tuple[jax.Array, jax.Array]) -> jax.Array:
-        theirs = teacher_logits_of(hidden[1]).astype(jnp.float32)
+        theirs = at_least_float32(teacher_logits_of(hidden[1]))
         size = min(logits.shape[-1], theirs.shape[-1])
         ours, theirs = (jax.nn.log_softmax(x[..., :size] / temperature) for x in (logits, theirs))
         return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)

@@ -1,4 +1,4 @@
-"""Normalisation, computed in float32 and returned in the type of the input."""
+"""Normalisation, computed in float32 at least and returned in the type of the input."""
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
-        y = x.astype(jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps) * scale

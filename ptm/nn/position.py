@@ -76,9 +76,10 @@ class RotaryConfig:
 
 def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, config: RotaryConfig) -> jax.Array:
     """Heads turned by their positions: dimension n together with n + dim / 2; dimensions from `config.dim` on stay."""
-    angle_BL1F = positions_BL[:, :, None, None].astype(jnp.float32) * config.frequencies()
+    dtype = jnp.promote_types(x_BLHK.dtype, jnp.float32)
+    angle_BL1F = positions_BL[:, :, None, None].astype(dtype) * config.frequencies()
     cos, sin = jnp.cos(angle_BL1F), jnp.sin(angle_BL1F)
     half = config.dim // 2
-    first, second, rest = x_BLHK[..., :half].astype(jnp.float32), x_BLHK[..., half : config.dim].astype(jnp.float32), x_BLHK[..., config.dim :]
+    first, second, rest = x_BLHK[..., :half].astype(dtype), x_BLHK[..., half : config.dim].astype(dtype), x_BLHK[..., config.dim :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLHK.dtype)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned

@@ -37,10 +37,10 @@ class View:
     sign_BL: jax.Array | None = None
 
 
-def sinusoids(distance_R: jax.Array, width: int) -> jax.Array:
+def sinusoids(distance_R: jax.Array, width: int, dtype: Any = jnp.float32) -> jax.Array:
     """Encodings [R, width] of distances (Vaswani et al. 2017, section 3.5): sines of all frequencies, then cosines; the latter alone are even."""
-    frequency_F = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle_RF = distance_R[:, None].astype(jnp.float32) * frequency_F
+    frequency_F = 10000.0 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angle_RF = distance_R[:, None].astype(dtype) * frequency_F
     return jnp.concatenate([jnp.sin(angle_RF), jnp.cos(angle_RF)], axis=-1)
 
 
@@ -107,7 +107,7 @@ class RelativeAttention(nn.Module):
         v_BTHK = split(Linear(self.context, (c.width,), heads, c.key_std, False, name="value")(source_BTD))
 
         def against(q_BLHK: jax.Array, keys_RHK: jax.Array) -> jax.Array:
-            return jnp.einsum("blhk,rhk->bhlr", q_BLHK * c.scale, keys_RHK, preferred_element_type=jnp.float32)
+            return jnp.einsum("blhk,rhk->bhlr", q_BLHK * c.scale, keys_RHK, preferred_element_type=jnp.promote_types(q_BLHK.dtype, jnp.float32))
 
         def position_logits(q_BLHK: jax.Array, view: View) -> jax.Array:
             if view.sign_BL is None:
@@ -190,7 +190,7 @@ class TwoStreamStack(nn.Module):
         distance_R = distances(length, length + (0 if cache is None else cache["valid_BM"].shape[1]))
         if self.clamp is not None:
             distance_R = jnp.clip(distance_R, -self.clamp, self.clamp)
-        encoding_RD = nn.Dropout(c.dropout, deterministic=not train)(sinusoids(distance_R, c.width).astype(context.dtype))
+        encoding_RD = nn.Dropout(c.dropout, deterministic=not train)(sinusoids(distance_R, c.width, jnp.promote_types(context.dtype, jnp.float32)).astype(context.dtype))
         layer = TwoStreamLayer(c, context, train, maps, parent=None)
 
         def make(rng: jax.Array) -> Any:
