@@ -5,6 +5,7 @@ the loop then runs over the period of their pattern, and what does not fit the p
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -14,7 +15,19 @@ import jax.numpy as jnp
 
 from ptm.nn.context import Context
 
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+MOVES = ("sharding_constraint", "convert_element_type", "slice", "dynamic_slice", "squeeze", "reshape")  # operations that only move or round values
+
+
+def computed(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """The policy that keeps what was computed for the backward pass, but not what was only moved.
+
+    So kernels that were brought together over devices, and keys and values of all positions, are brought together again: kept, those of all layers would be
+    a whole copy of the model on each device.
+    """
+    return primitive.name not in MOVES
+
+
+POLICIES = {"none": computed, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +97,20 @@ def run_layers(
     """
     owner = {name: sharing.groups if sharing and name in sharing.parts else tuple(range(len(kinds))) for name in params}
 
-    def one(kind: Hashable) -> Callable:
+    def one(kind: Hashable, own: Callable[[Any, Any], Any] = lambda params, index: params) -> Callable:
         def layer(x: Any, params: Any, item: Any, index: jax.Array | int) -> tuple[Any, Any]:
-            return apply(kind, params, x, item, index, None if rng is None else jax.random.fold_in(rng, index))
+            return apply(kind, own(params, index), x, item, index, None if rng is None else jax.random.fold_in(rng, index))
 
-        if context.remat == "none":
+        if context.remat == "none" and context.layout.mesh.size == 1:
             return layer
         # Inside a loop the compiler cannot merge the recomputation with the first pass, so its guard against that is not needed.
         return jax.checkpoint(layer, policy=POLICIES[context.remat], prevent_cse=not context.scan_layers)
 
-    layer_of = {kind: one(kind) for kind in kinds}
     start, length, repeats = period(kinds) if context.scan_layers else (len(kinds), 1, 0)
     outputs = []
 
     def unrolled(x: Any, layers: range) -> Any:
+        layer_of = {kinds[n]: one(kinds[n]) for n in layers}
         for n in layers:
             own = {name: jax.tree.map(lambda leaf, name=name: leaf[owner[name][n]], part) for name, part in params.items()}
             x, out = layer_of[kinds[n]](x, own, jax.tree.map(lambda item: item[n], items), n)
@@ -106,26 +119,34 @@ def run_layers(
 
     def rolled(x: Any, layers: range) -> Any:
         def split(values: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf[layers.start : layers.stop].reshape(repeats, length, *leaf.shape[1:]), values)
+            return jax.tree.map(lambda leaf: leaf[layers.start : layers.stop].reshape(repeats, *(length,) * (length > 1), *leaf.shape[1:]), values)
+
+        def at(place: int, values: Any) -> Any:
+            return values if length == 1 else jax.tree.map(lambda leaf: leaf[place], values)
 
         shared = {name: part for name, part in params.items() if sharing and name in sharing.parts}
         groups = jnp.array(sharing.groups if sharing else [0] * len(kinds))
 
+        # Parameters are cut out of the loop's inside what is computed again: a cut that is kept for the backward pass would be a copy of them all.
+        def of(place: int, own: dict[str, Any], n: jax.Array) -> dict[str, Any]:
+            def picked(leaf: jax.Array) -> jax.Array:
+                return leaf[0] if len(leaf) == 1 else jax.lax.dynamic_index_in_dim(leaf, groups[n], keepdims=False)
+
+            return {**at(place, own), **{name: jax.tree.map(picked, values) for name, values in shared.items()}}
+
+        period_of = [one(kinds[layers.start + place], functools.partial(of, place)) for place in range(length)]
+
         def body(x: Any, part: tuple[Any, Any, jax.Array]) -> tuple[Any, Any]:
             own, item, index = part
             made = []
-            for place in range(length):
-                n = index + place
-                mine = jax.tree.map(lambda leaf: leaf[place], own)
-                for name, values in shared.items():
-                    mine[name] = jax.tree.map(lambda leaf: leaf[0] if len(leaf) == 1 else jax.lax.dynamic_index_in_dim(leaf, groups[n], keepdims=False), values)
-                x, out = layer_of[kinds[layers.start + place]](x, mine, jax.tree.map(lambda value: value[place], item), n)
+            for place, layer in enumerate(period_of):
+                x, out = layer(x, own, at(place, item), index + place)
                 made.append(out)
-            return x, jax.tree.map(lambda *outs: jnp.stack(outs), *made)
+            return x, jax.tree.map(lambda *outs: jnp.stack(outs), *made) if length > 1 else made[0]
 
         own = {name: part for name, part in params.items() if name not in shared}
         x, out = jax.lax.scan(body, x, (split(own), split(items), jnp.arange(layers.start, layers.stop, length)))
-        outputs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out))
+        outputs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out) if length > 1 else out)
         return x
 
     stop = start + length * repeats

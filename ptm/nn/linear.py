@@ -35,15 +35,8 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.outputs), jnp.float32)
-
-        def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
-            return contract(x, kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype)
-
-        if self.context.layout.mesh.size > 1 and self.context.remat == "none":
-            # The backward pass brings kernels together again: kept, those of all layers would be a whole copy of the model on each device.
-            product = jax.checkpoint(product, prevent_cse=not self.context.scan_layers)
-        y = product(x, kernel)
+        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
+        y = contract(x, kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(y.dtype)
         return y
