@@ -153,7 +153,10 @@ class Layout:
         """
         if self.mesh.size == 1:
             return x
-        kept = ([axis for axis in _axes_of(entry) if axis not in _TOKENS] for _, entry in self._kept(path, x.shape))
+        stored = [entry for _, entry in self._kept(path, x.shape)]
+        kept = ([axis for axis in _axes_of(entry) if axis not in _TOKENS] for entry in stored)
+        # Said again of what was cut out of stacked layers: else the whole is brought together before the cut, on TPUs in a form that a product must copy.
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*stored)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*(tuple(axes) or None for axes in kept))))
 
     def parameters(self, params: Any) -> Any:
@@ -213,7 +216,7 @@ def _ordered(devices: list, sizes: Mapping[str, int]) -> np.ndarray:
     shape = tuple(sizes.values())
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
-    slices = len({device.slice_index for device in devices})
+    slices = len({device.slice_index if hasattr(device, "slice_index") else 0 for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     assert MESH_AXES[0] == "data"

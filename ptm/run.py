@@ -317,7 +317,7 @@ def setup(
     parallel.check_lengths(layout, [(_length_key(branch, dim), size) for branch in branches for dim, size in branch.objective.lengths.items() if dim in ("L", "I")])
     c = config.compute
     context = Context(
-        layout=layout, dtype=jnp.dtype(c.dtype), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
+        layout=layout, dtype=jnp.dtype(c.dtype), logits=jnp.dtype(c.logits), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
         remat=c.remat, loss_chunk=c.loss_chunk * parallel.row_parts(layout),
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))

@@ -157,6 +157,9 @@ class Compute:
     """How the same mathematics is computed; nothing here changes what a run means."""
 
     dtype: str = field("float32", choices=("float32", "bfloat16"), doc="Type of activations; parameters and losses stay float32.")
+    logits: str = field(
+        "float32", choices=("float32", "bfloat16"), doc="Type in which vocabulary logits are stored, if `dtype` is no wider; the softmax is float32 either way."
+    )  # fmt: skip
     attention: str = field(
         "auto", choices=("auto", "xla", "chunked", "cudnn", "splash", "flash"),
         doc="Attention backend: plain, in blocks, of NVIDIA GPUs, of TPUs without and with a bias; auto picks by device, mask and length, and logs why.",

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ptm.fields import field
 from ptm.nn.embed import Embed
@@ -87,7 +86,7 @@ class GPT(Headed):
         self.decoder = Stack(dataclasses.replace(c.block(), cross=self.cross), self.context, c.num_layers)
         self.embed_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
-            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=jnp.float32)
+            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=self.context.logits)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)
 
     def __call__(

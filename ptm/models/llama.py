@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
 from ptm.nn.embed import Embed
@@ -143,7 +142,7 @@ class Llama(Headed):
         self.decoder = Stack(c.block(), self.context, c.num_layers, kinds=c.kinds())
         self.embed_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
-            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=jnp.float32)
+            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=self.context.logits)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)
 
     def __call__(

@@ -103,7 +103,7 @@ class T5(Headed):
         self.embed_dropout = nn.Dropout(c.dropout)
         self.out_dropout = nn.Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
-            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), std, use_bias=False, dtype=jnp.float32)
+            self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), std, use_bias=False, dtype=self.context.logits)
         self.make_heads(width=c.width, std=std, dropout=c.dropout, activation="tanh")
 
     def encode(self, batch: dict[str, jax.Array], *, states: bool = False, maps: bool = False, train: bool = False) -> Output:

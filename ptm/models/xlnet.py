@@ -91,7 +91,7 @@ class LMHead(nn.Module):
             return table.attend(hidden) + bias_V
         kernel = self.param("kernel", nn.initializers.normal(self.std), (self.width, self.vocab_size), jnp.float32)
         kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
-        return contract(hidden, kernel, dims=1, context=self.context, dtype=jnp.float32) + bias_V
+        return contract(hidden, kernel, dims=1, context=self.context, dtype=self.context.logits) + bias_V
 
 
 class XLNet(Headed):

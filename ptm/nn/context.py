@@ -14,6 +14,7 @@ class Context:
 
     layout: Layout
     dtype: Any = jnp.float32
+    logits: Any = jnp.float32  # of the vocabulary, as they are stored
     attention: str = "auto"
     attention_chunk: int = 512
     scan_layers: bool = True

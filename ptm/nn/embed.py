@@ -27,5 +27,5 @@ class Embed(nn.Module):
         return self.context.layout.constrain(x_BLD.astype(self.context.dtype), "batch", "residual_length", "residual")
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Logits [..., size], float32, of hidden states [..., D]."""
-        return contract(x, self._gathered(self.embedding.astype(self.context.dtype)).T, dims=1, context=self.context, dtype=jnp.float32)
+        """Logits [..., size] of hidden states [..., D]."""
+        return contract(x, self._gathered(self.embedding.astype(self.context.dtype)).T, dims=1, context=self.context, dtype=self.context.logits)

@@ -62,7 +62,7 @@ class MLMHead(nn.Module):
         if self.tied:
             logits = table.attend(y)
         else:
-            logits = Linear(self.context, (self.table_width,), (self.vocab_size,), self.std, use_bias=False, dtype=jnp.float32, name="decoder")(y)
+            logits = Linear(self.context, (self.table_width,), (self.vocab_size,), self.std, use_bias=False, dtype=self.context.logits, name="decoder")(y)
         return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32) if self.bias else logits
 
 
