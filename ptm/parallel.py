@@ -82,6 +82,11 @@ def _axes_of(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def _near(size: int, parts: int) -> str:
+    """The multiples of `parts` around a size that is none."""
+    return " or ".join(str(near) for near in (size // parts * parts, -(-size // parts) * parts) if near)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A mesh and a row of RULES: where parameters and activations lie."""
@@ -108,16 +113,19 @@ class Layout:
         rules = RULES[self.preset][1]
         return PartitionSpec(*(rules[word] if word in rules else None for word in words))
 
-    def constrain(self, x: jax.Array, *words: str | None) -> jax.Array:
-        """`x` with its dimensions split as the activation rules say of `words`.
+    def fitting(self, shape: tuple[int, ...], *words: str | None) -> PartitionSpec:
+        """`spec` for activations of a shape; what devices cannot share equally stays whole.
 
-        What its devices cannot share equally stays whole: the one position of a decoding step, say. Rows that are trained on do divide (`check_lengths`).
+        Decoding has one position, say. The rows that a run trains on do divide (`check_lengths`).
         """
-        assert x.ndim == len(words), (x.shape, words)
+        assert len(shape) == len(words), (shape, words)
+        return PartitionSpec(*(None if size % self._parts(entry) else entry for size, entry in zip(shape, self.spec(*words))))
+
+    def constrain(self, x: jax.Array, *words: str | None) -> jax.Array:
+        """`x` with its dimensions split as the activation rules say of `words`, as far as they are `fitting`."""
         if self.mesh.size == 1:
             return x
-        spec = PartitionSpec(*(None if size % self._parts(entry) else entry for size, entry in zip(x.shape, self.spec(*words))))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.fitting(x.shape, *words)))
 
     def batch(self) -> NamedSharding:
         """Sharding of batch arrays: rows over (data, fsdp)."""
@@ -137,11 +145,10 @@ class Layout:
         parts = self._parts(entry)
         if size % parts:
             fits = [n for n in range(1, 2 * parts + 1) if size % n == 0][-4:]
-            down, up = size // parts * parts, -(-size // parts) * parts
             axes = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in _axes_of(entry) if self.mesh.shape[axis] > 1)
             raise ConfigError(
                 f"{what} of size {size} cannot be split over mesh axis {axes}. "
-                f"Axis sizes that fit: {fits}; dimension sizes that fit: {f'{down} or ' if down else ''}{up}."
+                f"Axis sizes that fit: {fits}; dimension sizes that fit: {_near(size, parts)}."
             )
 
     def gathered(self, path: str, x: jax.Array) -> jax.Array:
@@ -221,10 +228,9 @@ def _ordered(devices: list, sizes: Mapping[str, int]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     assert MESH_AXES[0] == "data"
     if shape[0] % slices:
-        near = (shape[0] // slices * slices, -(-shape[0] // slices) * slices)
         raise ConfigError(
             f"mesh.data={shape[0]} cannot be split over {slices} slices of devices; only `data` may cross the slow network between them. "
-            f"Sizes that fit: {near[0] or near[1]} or {near[1]}, the other axes within a slice of {len(devices) // slices} devices."
+            f"Sizes that fit: {_near(shape[0], slices)}, the other axes within a slice of {len(devices) // slices} devices."
         )
     within, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
@@ -246,9 +252,8 @@ def check_batch(layout: Layout, batch_size: int, where: str) -> None:
     """Raises ConfigError unless `batch_size` rows can be split over the mesh's data and fsdp axes."""
     parts = row_parts(layout)
     if batch_size % parts:
-        near = (batch_size // parts * parts, -(-batch_size // parts) * parts)
         raise ConfigError(
-            f"{where}={batch_size} rows cannot be split over mesh axes data x fsdp = {parts} devices; sizes that fit: {near[0] or near[1]} or {near[1]}."
+            f"{where}={batch_size} rows cannot be split over mesh axes data x fsdp = {parts} devices; sizes that fit: {_near(batch_size, parts)}."
         )
 
 

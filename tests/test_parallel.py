@@ -2,7 +2,11 @@
 
 import dataclasses
 import functools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -192,6 +196,38 @@ def test_kernels_that_were_brought_together_are_not_kept(mesh):
     assert not re.search(rf"f32\[{LAYERS},({WIDTH},{hidden}|{hidden},{WIDTH})\]", text)
 
 
+REPLICATED = "Involuntary full rematerialization"  # a warning of XLA's partitioner: it went from one sharding to another by way of a whole array
+
+
+def compile_all(families: list[str]) -> None:
+    """Compiles each family under every layout and, so that a silent compiler is found out, a program that earns the warning; says which is next."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def turned(x: jax.Array) -> jax.Array:
+        for spec in (P(None, "a"), P("b", None)):
+            x = 2 * jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+        return x
+
+    print("next: warned", file=sys.stderr, flush=True)
+    jax.jit(turned).lower(jax.ShapeDtypeStruct((64, 8), jnp.float32)).compile()
+    for family in families:
+        for name, mesh in MESHES.items():
+            step, params = zoo.gradients(family, zoo.HOME[family], on=zoo.layout(**mesh))
+            print(f"next: {family} {name}", file=sys.stderr, flush=True)
+            step.lower(params, zoo.batch(zoo.HOME[family], family)).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(zoo.CONFIGS))
+def test_the_partitioner_never_replicates(family):
+    """In a process of its own without a compile cache, as warnings are written while a program is compiled."""
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-c", f"import test_parallel; test_parallel.compile_all(['{family}'])"]
+    told = subprocess.run(command, env=env, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stderr
+    warned = [part.splitlines()[0] for part in told.split("next: ")[1:] if REPLICATED in part]
+    assert warned == ["warned"]
+
+
 # What does not fit.
 
 
@@ -272,7 +308,7 @@ def test_data_alone_crosses_slices():
     assert on.mesh.devices.shape == (8, 4, 2, 1) and set(on.mesh.devices.flat) == set(devices)
     for n, replica in enumerate(on.mesh.devices):
         assert {device.slice_index for device in replica.flat} == {n // 2}
-    with refused(r"mesh\.data=2 cannot be split over 4 slices .*Sizes that fit: 4 or 4, the other axes within a slice of 16 devices"):
+    with refused(r"mesh\.data=2 cannot be split over 4 slices .*Sizes that fit: 4, the other axes within a slice of 16 devices"):
         parallel.make_layout(config.Mesh(data=2, fsdp=32), devices=devices)
 
 
@@ -288,3 +324,41 @@ def test_axes_follow_the_links_of_a_slice(sizes):
         for line in lines:
             differing = [dim for dim in range(3) if len({device.coords[dim] for device in line}) > 1]
             assert len(differing) == 1 or len(line) == 4 and len(differing) == 2, [device.coords for device in line]
+
+
+# Compiled for TPUs that are not there.
+
+
+@pytest.fixture(scope="module")
+def topologies():
+    """A function of a topology's name and its number of slices that gives its devices."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies as lib
+
+    settings = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in settings.items():
+            patch.setenv(key, value)
+        options = {"platform": "tpu", "chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "wrap": (True,) * 3}
+        yield lambda name, slices: lib.get_topology_desc(topology_name=name, num_slices=slices, **options).devices
+
+
+@pytest.mark.plan
+def test_kernels_are_gathered_and_not_summed_on_a_torus(topologies):
+    """Fully sharded over a cube of 64 chips, XLA gathers kernels by all-gather; in the order that devices are listed in it sums them up from zeros."""
+    on = parallel.make_layout(config.Mesh(data=1, fsdp=64), devices=list(topologies("v5p:4x4x4", 1)))
+    path, kernel = "decoder/layers/mlp/wi/kernel", jax.ShapeDtypeStruct((1024, 4096), jnp.float32)
+    shardings = (jax.sharding.NamedSharding(on.mesh, P("fsdp", None)), on.batch())
+    program = jax.jit(lambda kernel, x: x @ on.gathered(path, kernel), in_shardings=shardings, out_shardings=on.batch())
+    text = program.lower(kernel, jax.ShapeDtypeStruct((512, 1024), jnp.float32)).compile().as_text()
+    assert "all-gather" in text and "all-reduce" not in text
+
+
+@pytest.mark.plan
+def test_data_alone_crosses_the_slices_of_a_topology(topologies):
+    devices = list(topologies("v5p:2x2x2", 2))
+    on = parallel.make_layout(config.Mesh(data=4, fsdp=2, tensor=2), devices=devices)
+    assert set(on.mesh.devices.flat) == set(devices)
+    assert [{device.slice_index for device in replica.flat} for replica in on.mesh.devices] == [{0}, {0}, {1}, {1}]
+    with refused(r"mesh\.data=1 cannot be split over 2 slices"):
+        parallel.make_layout(config.Mesh(data=1, fsdp=16), devices=devices)
