@@ -16,7 +16,12 @@ at the frequencies of words for the first 2,500 steps. The Chinese one, from fre
 model, whose layers know how to look at neighbours, it falls at once (5.20 after 1,000), and so zh goes on from it with its characters added.
 
 denoising: a T5 of 3 + 3 layers of that width learns to write a text of which it sees a part (Raffel et al. 2020, section 3.3.1, BERT-style), and with it
-to copy, which summaries want.
+to copy, which summaries want: after 1,000 steps the loss falls from the frequencies of words, 4.3, to 0.7 after 4,000 and below 0.6 after 8,000. Subject lines:
+
+    PTM_DATA=DIR ptm train --config=configs/finetune/summarization.py --config.init=ckpt:runs/small-t5 --workdir=runs/small-aeslc \
+        --config.objective.prefix= --config.objective.input_length=128 --config.data.length=32 --config.objective.label_smoothing=0.1 \
+        --config.objective.beams=4 --config.model.dropout=0.1 --config.train.batch_size=16 --config.train.steps=1200 --config.evals.test.every=1200 \
+        --config.optimizer.learning_rate=0.005 --config.schedule.name=linear --config.compute.scan_layers=false
 """
 
 import os
@@ -27,7 +32,7 @@ from ptm.evals import loss
 from ptm.models import bert, t5
 from ptm.objectives import denoising, mlm
 
-# Sources with the share of their documents and the column of their text (none: lines of plain text), pieces of a vocabulary, and steps.
+# Sources with the share of their documents and the column of their text (none: lines of plain text), pieces of a vocabulary, and steps of BERT.
 TEXTS = {
     "en": (
         {
@@ -78,7 +83,7 @@ def get_config(argument: str = ""):
     cfg = config.base(
         **learner,
         evals={"validation": loss.Config(every=1000, batches=40)},
-        train=Train(steps=steps, batch_size=8),
+        train=Train(steps=8000 if objective == "denoising" else steps, batch_size=8),
         data=Data() if scale else data,
         schedule=Schedule(name="linear", warmup_steps=500),
         compute=Compute(scan_layers=False),

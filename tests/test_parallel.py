@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
-
 import runs
 import zoo
+from jax.sharding import PartitionSpec as P
+
 from ptm import config, models, optim, parallel, state
 from ptm import run as run_lib
 from ptm.fields import ConfigError
