@@ -114,7 +114,7 @@ def main() -> None:
         kept = [other for other in kept if {name: other.get(name) for name in key} != key] + [key | row | about]
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        print("| " + " | ".join(f"{value:.2g}" if isinstance(value, float) else str(value) for value in (key | row).values()) + " |", flush=True)
+        print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in (key | row).values()) + " |", flush=True)
 
     families = [family for family in flags.only.split(",") if family != "scaling"]
     for family in families:

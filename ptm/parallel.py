@@ -223,8 +223,8 @@ def _ordered(devices: list, sizes: Mapping[str, int]) -> np.ndarray:
     shape = tuple(sizes.values())
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
-    slices = len({device.slice_index if hasattr(device, "slice_index") else 0 for device in devices})
-    if slices == 1:
+    slices = len({device.slice_index for device in devices if hasattr(device, "slice_index")})  # a single slice may have no number
+    if slices <= 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     assert MESH_AXES[0] == "data"
     if shape[0] % slices:
