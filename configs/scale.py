@@ -5,8 +5,8 @@
 
 gpt_1b: 24 layers of width 2048, the 1.3 billion of Brown et al. 2020 (table 2.1) at heads of 128; gpt_7b: 32 of 4096, its 6.7 billion; both with learned
 positions, tied embeddings and a vocabulary of 50,304 (a multiple of 128). bert_large: Devlin et al. 2019 at length 512. t5_3b, t5_11b: Raffel et al. 2020,
-span corruption of 512 tokens, Adafactor. 8,192 positions a device of 64 devices; bfloat16 activations, float32 parameters and state, all recomputed in the
-backward pass. None was run at this size here: docs/scale.md has what their compiled steps need. `tiny` is a smoke run on text that every Python carries.
+span corruption of 512 tokens, Adafactor. 8,192 positions a device of 64 devices, their logits at once; bfloat16 activations and logits, float32 parameters and
+state, layers recomputed in the backward pass. None was run at this size here: docs/scale.md has what their compiled steps need. `tiny` is a smoke run on text that every Python carries.
 """
 
 from ptm import config, recipe
@@ -42,7 +42,7 @@ def get_config(argument: str = ""):
         optimizer=Optimizer(name="adafactor", learning_rate=0.01, weight_decay=0.0) if is_t5 else Optimizer(learning_rate=2e-4, weight_decay=0.1, b2=0.95),
         schedule=Schedule(name="rsqrt" if is_t5 else "cosine", warmup_steps=2000, final_factor=0.0 if is_t5 else 0.1),
         mesh=Mesh(data=1, fsdp=-1),
-        compute=Compute(dtype="bfloat16", remat="full"),
+        compute=Compute(dtype="bfloat16", logits="bfloat16", remat="full", loss_chunk=8192),
         checkpoint=Checkpoint(every=2000),
         log=Log(every=20),
     )

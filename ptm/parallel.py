@@ -248,6 +248,12 @@ def row_parts(layout: Layout) -> int:
     return int(np.prod([layout.mesh.shape[axis] for axis in _BATCH]))
 
 
+def token_parts(layout: Layout) -> int:
+    """Devices that the residual stream of a batch is split over."""
+    rules = RULES[layout.preset][1]
+    return layout._parts(tuple(dict.fromkeys(axis for word in ("batch", "residual_length", "residual") if word in rules for axis in _axes_of(rules[word]))))
+
+
 def check_batch(layout: Layout, batch_size: int, where: str) -> None:
     """Raises ConfigError unless `batch_size` rows can be split over the mesh's data and fsdp axes."""
     parts = row_parts(layout)

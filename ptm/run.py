@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, evals, labels, models, objectives, optim, parallel, registry, specs, text, tree
+from ptm import checkpoint, evals, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
 from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
@@ -160,12 +160,9 @@ class Run:
         return parallel.to_device(batch, self.layout, batch_size=batch_size, rows=rows)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a training batch where the step wants it: those of rows of padding."""
-        row = self.objective.finish(RowLayout(self.objective).padding())
-        return {
-            name: jax.ShapeDtypeStruct((self.config.train.batch_size, *value.shape), jax.dtypes.canonicalize_dtype(value.dtype), sharding=self.layout.batch())
-            for name, value in row.items()
-        }
+        """Shapes of a training batch where the step wants it."""
+        shapes = batch_shapes(self.objective, self.config.train.batch_size)
+        return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.layout.batch()) for name, leaf in shapes.items()}
 
     def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:
         """The training batches, from the first: `rows` of each, by default those that this process supplies."""
@@ -236,6 +233,12 @@ def _length_key(branch: Part, dim: str) -> str:
 
 def _mean(values: Iterable[float], branches: tuple[Part, ...]) -> float:
     return sum(value * branch.weight for value, branch in zip(values, branches)) / sum(branch.weight for branch in branches)
+
+
+def batch_shapes(objective: Objective, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of an objective: those of rows of padding."""
+    row = objective.finish(RowLayout(objective).padding())
+    return {name: jax.ShapeDtypeStruct((rows, *value.shape), jax.dtypes.canonicalize_dtype(value.dtype)) for name, value in row.items()}
 
 
 def lengths_of(branches: tuple[Part, ...]) -> dict[str, int]:
@@ -321,8 +324,15 @@ def setup(
         remat=c.remat, loss_chunk=c.loss_chunk * parallel.row_parts(layout),
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
-    model = models.make(model_config, context=context, heads=heads, lora=config.lora)
+
+    def make(policy: str) -> Model:
+        return models.make(model_config, context=dataclasses.replace(context, remat=policy), heads=heads, lora=config.lora)
+
+    model = make("full" if c.remat == "auto" else c.remat)
     shapes = jax.eval_shape(functools.partial(model.init, lengths=lengths_of(branches)), jax.random.key(0))
+    if c.remat == "auto":
+        rows, parts = config.train.batch_size // config.train.microbatches, parallel.token_parts(layout)
+        model = make(recompute.choose(make, [branch.objective for branch in branches], shapes, batch_shapes, rows=rows, budget=c.remat_budget, parts=parts))
     optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes, lora=config.lora)
     state = jax.eval_shape(_state_maker(config, model, branches[0].objective, optimizer), shapes)
     layout.parameters(shapes)  # refuses dimensions that cannot be split

@@ -166,9 +166,17 @@ class Compute:
     )  # fmt: skip
     attention_chunk: int = field(512, low=1, unit="tokens", doc="Queries and keys that the chunked backend looks at at once.")
     scan_layers: bool = field(True, doc="Compile one layer and loop, or unroll all layers (slower to compile, often faster to run).")
-    remat: str = field("none", choices=("none", "dots", "full"), doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all.")
+    remat: str = field(
+        "none", choices=("none", "dots", "full", "auto"),
+        doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all; auto = as little as remat_budget allows.",
+    )  # fmt: skip
+    remat_budget: float | None = field(None, low=0.0, unit="GiB", doc="With remat=auto, what a device may keep for the backward pass, by the shapes of the forward pass.")
     loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once, if it holds whole rows.")
     cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
+
+    def check(self, where: str) -> None:
+        if (self.remat == "auto") != (self.remat_budget is not None):
+            raise ConfigError(f"{where}.remat={self.remat} with {where}.remat_budget={self.remat_budget}; set both remat=auto and a budget in GiB, or neither.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -148,8 +148,7 @@ def _backward(dropout, size, saved, cotangents):
     length, keys, wide = q_BHLK.shape[2], k_BHTK.shape[-2], _wide(q_BHLK)
     blocks = _Blocks(dropout, size, length, keys, mask, bias_BHLT, rng)
     pull_BHLK = cotangents[0]
-    # The barrier keeps this sum out of the products below: fused with them, XLA's CPU backend gets it wrong for one row (jax 0.10.2).
-    own_BHL1 = jax.lax.optimization_barrier(jnp.sum(pull_BHLK.astype(wide) * out_BHLK.astype(wide), axis=-1, keepdims=True))
+    own_BHL1 = jnp.sum(pull_BHLK.astype(wide) * out_BHLK.astype(wide), axis=-1, keepdims=True)
     of_queries = tuple(blocks.along(x, 2) for x in (q_BHLK, pull_BHLK, own_BHL1, normalizer_BHL[..., None]))
     k_padded, v_padded = (blocks.along(x, -2 % x.ndim, keys=True) for x in (k_BHTK, v_BHTK))
 

@@ -43,6 +43,8 @@ class Devices(NamedTuple):
 def devices_of(topology: Topology) -> Devices:
     """The devices of a topology: fake CPU devices where its compiler is not installed. Raises ConfigError where even these cannot be had."""
     jax.config.update("jax_platforms", "cpu")
+    if topology.platform != "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)  # programs that nothing here can run cannot be read back
     if topology.platform == "tpu" and _installed("libtpu"):
         return Devices(_tpus(topology), f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}")
     if topology.platform == "gpu" and (plugin := next((name for name in ("jax-cuda13-pjrt", "jax-cuda12-pjrt") if _distributed(name)), None)):

@@ -35,37 +35,43 @@ def page(facts: Facts, topology: Topology) -> str:
         lines.append(("note", facts.note))
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts.mesh.items() if size > 1) or "one device"
     lines.append(("mesh", f"{mesh}, preset {facts.preset}"))
-    lines.append(("parameters", f"{facts.parameters:,}; training state {facts.state_total / GIB:.2f} GiB, {facts.state / GIB:.3f} GiB a device  [computed]"))
+    lines.append(("parameters", f"{facts.parameters:,}; training state {_size(facts.state_total)}, {_size(facts.state)} a device  [computed]"))
     if not facts.hbm:
         lines.append(("compiled", f"REFUSED after {facts.seconds:.0f} s: {facts.refusal}  [compiled]"))
         return _table(lines)
     limit = topology.chip.hbm if topology.chip else None
     verdict = f"fits in {limit:.2f} GiB" if facts.fits and limit else "compiles" if facts.fits else f"DOES NOT FIT: {facts.refusal}"
     lines.append(("compiled", f"{verdict}; in {facts.seconds:.0f} s  [compiled]"))
-    memory = f"{facts.hbm / GIB:.2f} GiB (arguments {facts.arguments / GIB:.2f} + temporary {facts.temporary / GIB:.2f}; at its peak {facts.peak / GIB:.2f})"
+    memory = f"{_size(facts.hbm)} (arguments {_size(facts.arguments)} + temporary {_size(facts.temporary)}; at its peak {_size(facts.peak)})"
     lines.append(("memory", f"{memory} a device  [compiled]"))
     lines.append(("", "of the training step alone: evaluation, checkpoints and batches in flight come on top"))
-    ratio = facts.executed_flops / facts.model_flops
-    lines.append(("FLOPs", f"model {facts.model_flops / 1e12:.2f} T a device and step  [formula]; executed {facts.executed_flops / 1e12:.2f} T, {ratio:.2f}x  [compiled]"))
+    model, executed, ratio = _flops(facts.model_flops), _flops(facts.executed_flops), facts.executed_flops / facts.model_flops
+    lines.append(("FLOPs", f"model {model} a device and step  [formula]; executed {executed}, {ratio:.2f}x  [compiled]"))
     if facts.kernels:
         kernels = ", ".join(f"{name} x{calls}" for name, calls in facts.kernels.items())
         lines.append(("kernels", f"{kernels}  [compiled]; their FLOPs and cycles are in no other figure"))
     for moved in facts.collectives:
-        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {moved.bytes / GIB:.3f} GiB  [compiled]"))
+        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {_size(moved.bytes)}  [compiled]"))
     if facts.collectives:
         lines.append(("", f"{facts.asynchronous} of these calls are asynchronous"))
     lines += [("warning", warning) for warning in facts.warnings]
+    end = f"{facts.tokens * facts.steps:,} positions in {facts.steps:,} steps"
     found = bounds(facts, topology)
     if found:
         shown = {"model": "model FLOPs at peak", "executed": "executed FLOPs at peak", "cycles": "compiler's cycles", "links": "collectives at the makers' link rate"}
         lines.append(("bounds", ", ".join(f"{shown[key]} {1e3 * seconds:.1f} ms" for key, seconds in found.items()) + "  [guessed]"))
-        least = max(seconds for key, seconds in found.items())
-        use = found["model"] / least
-        hours = facts.steps * least / 3600
-        lines.append(("to the end", f"{facts.tokens * facts.steps:,} positions in {facts.steps:,} steps: at least {hours:.2f} h, at most {100 * use:.0f} % of peak  [guessed]"))
-    else:
-        lines.append(("to the end", f"{facts.tokens * facts.steps:,} positions in {facts.steps:,} steps"))
+        least = max(found.values())
+        end += f": at least {facts.steps * least / 3600:.2f} h, at most {100 * found['model'] / least:.0f} % of peak  [guessed]"
+    lines.append(("to the end", end))
     return _table(lines)
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e12:.2f} T" if count >= 1e11 else f"{count / 1e9:.3f} G"
 
 
 def _table(lines: list[tuple[str, str]]) -> str:
