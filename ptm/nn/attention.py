@@ -21,7 +21,7 @@ from ptm.nn.masks import Mask
 from ptm.nn.norm import Norm
 from ptm.nn.position import RotaryConfig, rotate
 from ptm.nn.shape import BlockConfig
-from ptm.nn.spread import axes_of
+from ptm.nn.spread import axes_of, copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,12 @@ def attend(
         from ptm.nn import pallas  # only TPUs need it, and it takes a while to load
 
         return pallas.splash(q_BLHK, k_BTHK, v_BTHK, mask=mask, scale=scale, layout=layout), None, None
-    if not decoding and k_BTHK.shape[2] != q_BLHK.shape[2]:  # heads are split over devices as one
-        k_BTHK, v_BTHK = (jnp.repeat(x, q_BLHK.shape[2] // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
+    if not decoding:
+        heads = q_BLHK.shape[2]
+        if backend != "flash" and layout.mesh.size == 1 or backend == "chunked" and request.split and not dropout:
+            k_BTHK, v_BTHK = (copied(x, heads=heads, layout=layout) for x in (k_BTHK, v_BTHK))
+        else:  # flash knows of no groups; XLA splits the heads of queries and keys over devices as one
+            k_BTHK, v_BTHK = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
     if backend == "flash":
         from ptm.nn import pallas
 

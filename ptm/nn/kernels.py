@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ptm.nn.masks import Mask
-from ptm.nn.spread import axes_of, bias_words, mask_words, spread
+from ptm.nn.spread import axes_of, bias_words, mask_words, shares, spread
 from ptm.parallel import Layout
 
 MASKED = -1e30  # finite: a row that is wholly masked stays free of NaN
@@ -198,7 +198,7 @@ def chunked(q_BLHK, k_BHTK, v_BHTK, *, mask: Mask, bias_BHLT, scale, dropout, rn
     q_BHLK = jnp.swapaxes(q_BLHK * scale, 1, 2)
     rows, heads, length, _ = q_BHLK.shape
     axes = axes_of(layout, "length", length)
-    if not axes or dropout or k_BHTK.shape[:2] != (rows, heads):  # the numbers of dropout do not depend on the layout; a cache lies as it does
+    if not axes or dropout or k_BHTK.shape[1] % shares(layout, axes_of(layout, "heads", heads)):  # the numbers of dropout do not depend on the layout
         out_BHLK, largest = _in_blocks(dropout, chunk, q_BHLK, k_BHTK, v_BHTK, mask, bias_BHLT, rng)
         return jnp.swapaxes(out_BHLK, 1, 2), largest
 

@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes as FlashBlocks
 from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds as FlashSegments
 from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
@@ -18,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from ptm.nn.kernels import MASKED, SAVED
 from ptm.nn.masks import HIDDEN, Mask
-from ptm.nn.spread import axes_of, bias_words, shares, spread
+from ptm.nn.spread import axes_of, bias_words, copied, shares, spread
 from ptm.parallel import Layout
 
 LANES = 128  # blocks are multiples of it
@@ -61,10 +60,7 @@ def splash(q_BLHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, *, mask: Mas
     """
     rows, length, heads, _ = q_BLHK.shape
     sizes = {"batch": rows, "length": length, "heads": heads}
-    by_length, by_head = axes_of(layout, "length", length), axes_of(layout, "heads", heads)
-    parts = shares(layout, by_length)
-    # Keys that do not divide over the devices that share the heads are copied as often as it takes.
-    copies = shares(layout, by_head) // np.gcd(k_BTHK.shape[2], shares(layout, by_head))
+    parts = shares(layout, axes_of(layout, "length", length))
     block_q, padded_q = blocks_of(length, parts=parts)
     block_k, padded_k = blocks_of(k_BTHK.shape[1])
     hides = mask.kind == "causal" or mask.window is not None  # else all parts of the queries visit the same: all blocks
@@ -88,7 +84,7 @@ def splash(q_BLHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, *, mask: Mas
         return jnp.swapaxes(jax.vmap(row)(q_BHLK, k_BHTK, v_BHTK, query_segments_BL, key_segments_BT, last_BL), 1, 2)
 
     operands = (
-        _padded(q_BLHK * scale, 1, padded_q), *(_padded(jnp.repeat(x, copies, axis=2), 1, padded_k) for x in (k_BTHK, v_BTHK)),
+        _padded(q_BLHK * scale, 1, padded_q), *(_padded(copied(x, heads=heads, layout=layout), 1, padded_k) for x in (k_BTHK, v_BTHK)),
         _padded(mask.query_segments_BL, 1, padded_q), _padded(mask.key_segments_BT, 1, padded_k, HIDDEN),
         _padded(mask.last_visible(), 1, padded_q) if mask.kind == "prefix" else None, forth, back,
     )  # fmt: skip

@@ -1,10 +1,11 @@
 """A function on every device's own part of its arguments: for kernels, which XLA cannot partition."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ptm.nn.masks import Mask
@@ -23,7 +24,13 @@ def axes_of(layout: Layout, word: str, size: int) -> tuple[str, ...]:
 
 def shares(layout: Layout, axes: tuple[str, ...]) -> int:
     """Number of parts that mesh axes make of a dimension."""
-    return int(np.prod([layout.mesh.shape[axis] for axis in axes], dtype=int))
+    return math.prod(layout.mesh.shape[axis] for axis in axes)
+
+
+def copied(k_BTHK: jax.Array, *, heads: int, layout: Layout) -> jax.Array:
+    """Keys or values in as many copies of each head as it takes to divide them over the devices that share `heads` of queries."""
+    parts = shares(layout, axes_of(layout, "heads", heads))
+    return jnp.repeat(k_BTHK, parts // math.gcd(k_BTHK.shape[2], parts), axis=2)
 
 
 def mask_words(mask: Mask) -> Mask:
