@@ -97,7 +97,7 @@ MESHES = {
     "splash, causal, split lengths": ("splash", "causal", False, {"data": 2, "tensor": 2, "sequence": 2}),
     "splash, prefix, keys of fewer heads than devices": ("splash", "prefix", False, {"data": 1, "tensor": 4, "sequence": 2}),
     "splash, full, split lengths": ("splash", "full", False, {"data": 2, "tensor": 2, "sequence": 2}),
-    "splash, whole lengths": ("splash", "causal", False, {"data": 2, "fsdp": 1, "tensor": 2, "preset": "dp"}),
+    "splash, whole lengths": ("splash", "causal", False, {"data": 2, "preset": "dp"}),
     "flash, bias, split lengths": ("flash", "causal", True, {"data": 2, "tensor": 2, "sequence": 2}),
     "flash, causal": ("flash", "causal", False, {"data": 2, "tensor": 4}),
     "chunked, causal, split lengths": ("chunked", "causal", False, {"data": 2, "tensor": 2, "sequence": 2}),
