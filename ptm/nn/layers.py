@@ -127,7 +127,7 @@ def run_layers(
         shared = {name: part for name, part in params.items() if sharing and name in sharing.parts}
         groups = jnp.array(sharing.groups if sharing else [0] * len(kinds))
 
-        # Parameters are cut out of the loop's inside what is computed again: a cut that is kept for the backward pass would be a copy of them all.
+        # A layer's parameters are cut out of its period's inside what the backward pass computes again: kept for it, the cuts would be a copy of them all.
         def of(place: int, own: dict[str, Any], n: jax.Array) -> dict[str, Any]:
             def picked(leaf: jax.Array) -> jax.Array:
                 return leaf[0] if len(leaf) == 1 else jax.lax.dynamic_index_in_dim(leaf, groups[n], keepdims=False)
