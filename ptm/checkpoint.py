@@ -18,7 +18,7 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from ptm import fields, tree
+from ptm import fields, hosts, tree
 from ptm.fields import ConfigError
 
 ITEMS = ("state", "data", "meta")
@@ -115,16 +114,6 @@ def _digests(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
         return dict(pool.map(digest, names))
 
 
-def _from_first(function: Callable[[], Any]) -> Any:
-    """The JSON value that `function` returns on process 0, on all processes: they must not judge a folder that changes by themselves."""
-    if jax.process_count() == 1:
-        return function()
-    text = json.dumps(function()).encode() if jax.process_index() == 0 else b""
-    buffer = np.zeros(int(multihost_utils.broadcast_one_to_all(np.int32(len(text)))), np.uint8)
-    buffer[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
-
-
 def _flat(values: Any) -> dict[str, Any]:
     """Path -> leaf of any pytree; positions in tuples and fields of named tuples are components like the keys of dicts."""
     leaves = jax.tree_util.tree_flatten_with_path(values)[0]
@@ -207,7 +196,7 @@ class Checkpoints:
         flat = _flat(state)
         for path, leaf in flat.items():
             assert isinstance(leaf, jax.Array | np.ndarray), f"{path} is a {type(leaf).__name__}, not an array"
-        if not _from_first(lambda: self._make_room(step)):
+        if not hosts.first(lambda: self._make_room(step)):
             return False
         state, about = tree.unflatten(flat), about if jax.process_index() == 0 else {}
         args = _StepArgs(state=ocp.args.PyTreeSave(state), data=_JsonArgs(data), meta=_JsonArgs(about))
@@ -284,11 +273,11 @@ class Checkpoints:
             found = (self._first_valid(candidates) for _ in range(count))
             return [step for step in found if step is not None]
 
-        return _from_first(find)
+        return hosts.first(find)
 
     def best(self) -> int | None:
         """The sound step with the best `metric` among those that have it (the newer of equals), or None; treats damaged ones like `newest_valid`."""
-        return _from_first(lambda: self._first_valid(self._ranked()))
+        return hosts.first(lambda: self._first_valid(self._ranked()))
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics that came with a save; empty if there were none."""
@@ -363,7 +352,7 @@ class Checkpoints:
         """Raises ConfigError unless the step is there and sound."""
         if step not in self.steps():
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are: {_listed(self.steps())}.")
-        if reason := _from_first(lambda: self.valid(step)):
+        if reason := hosts.first(lambda: self.valid(step)):
             raise ConfigError(f"checkpoint {self.folder / str(step)} is damaged: {reason}. Other steps: {_listed(s for s in self.steps() if s != step)}.")
 
     def _record(self, step: int) -> dict[str, Any]:

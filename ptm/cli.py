@@ -9,16 +9,18 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from ptm import allocator, fields
+from ptm import allocator, fields, processes
 from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
 from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
+HOSTED = ("train", "evaluate")  # what several processes do together
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,6 +50,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR or hub:ORG/NAME[@REVISION]")
     evaluate.add_argument("--evals", default="", metavar="NAME,...", help="evals of the run, or kinds of evals with their defaults; --config.evals.NAME.KEY=VALUE sets keys")
     evaluate.add_argument("--predictions", metavar="FILE", help="where one eval's predictions go, instead of into the workdir")
+    for command in (train, evaluate):
+        together = command.add_argument_group("several processes", "One run on the devices of several hosts: the same command on each. SLURM, Open MPI, Kubernetes and TPU pods are detected.")
+        for name, (metavar, doc) in processes.flags().items():
+            together.add_argument(f"--{name}", metavar=metavar, help=doc)
     predict = commands.add_parser(
         "predict", allow_abbrev=False, help="ask a model, line by line",
         description="Answer JSON lines with JSON lines, in their order, as they arrive. A line that cannot be answered becomes {\"line\": N, \"error\": ...}.",
@@ -339,22 +345,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
         if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
             allocator.keep_pages()
-        if flags.command == "train":
-            return _train(flags, overrides)
-        if flags.command == "evaluate":
-            return _evaluate(flags, overrides)
-        if flags.command == "plan":
-            return _plan(flags, overrides)
-        return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
-    except ConfigError as error:
-        print(f"ptm: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("ptm: interrupted before anything was changed. Start the same command again.", file=sys.stderr)
-        return INTERRUPTED
-    except FloatingPointError as error:
-        print(f"ptm: {error}", file=sys.stderr)
-        return FAILED
+        if flags.command not in HOSTED:
+            processes.require_alone(flags.command)
+            if flags.command == "plan":
+                return _plan(flags, overrides)
+            return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
+        with _together(flags):
+            return {"train": _train, "evaluate": _evaluate}[flags.command](flags, overrides)
+    except (ConfigError, KeyboardInterrupt, FloatingPointError) as error:
+        message, code = _told(error)
+        print(message, file=sys.stderr)
+        return code
+
+
+def _together(flags: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """What makes one run of the processes that were started for it; a process that nothing says to be one of several does not wait for JAX here."""
+    place = processes.place(vars(flags))
+    if not processes.announced(place):
+        return contextlib.nullcontext()
+    from ptm import hosts
+
+    return hosts.joined(place, told=_told)
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What to say of an exception, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "ptm: interrupted before anything was changed. Start the same command again.", INTERRUPTED
+    if isinstance(error, ConfigError | FloatingPointError):
+        return f"ptm: {error}", USAGE if isinstance(error, ConfigError) else FAILED
+    return "".join(traceback.format_exception(error)).rstrip(), FAILED
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, evals, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
+from ptm import checkpoint, evals, hosts, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
 from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
@@ -266,17 +266,25 @@ def make_tokenizer(config: Config, workdir: Path | None, *, abstract: bool = Fal
         path = str(specs.fetch(directories[0]))
     if abstract and path is None and text.needs_files(c.kind):
         return text.StandIn(vocab_size=c.vocab_size, sentinels=c.sentinels)
-    texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes, fields=c.train_fields)
-    tokenizer = text.make(
-        c.kind, path=path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels,
-        extra=c.extra,
-    )
-    if folder is not None and not abstract and jax.process_index() == 0:
+
+    def make() -> Any:
+        texts = None if path else documents.training_texts(config.data, limit_bytes=c.train_bytes, fields=c.train_fields)
+        return text.make(
+            c.kind, path=path, texts=texts, vocab_size=c.vocab_size, algorithm=c.algorithm, lowercase=c.lowercase, sentinels=c.sentinels,
+            extra=c.extra,
+        )  # fmt: skip
+
+    if folder is None or abstract:
+        return make()
+
+    def keep() -> None:
         partial = folder.with_name("tokenizer.partial")
-        tokenizer.save(str(partial))
+        make().save(str(partial))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    return tokenizer
+
+    hosts.first(keep)
+    return text.load(str(folder))
 
 
 def use_compile_cache(cache: str | None) -> None:

@@ -13,7 +13,7 @@ import jax
 from scipy import stats
 
 from ptm import config as config_lib
-from ptm import labels, registry, train
+from ptm import hosts, labels, registry, train
 from ptm.checkpoint import CheckpointError, steps_in
 from ptm.fields import ConfigError
 
@@ -41,7 +41,7 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
     for seed, folder in folders.items():
         this = dataclasses.replace(config, seed=seed)
         train.check_resume(this, folder, allow_change)
-        if config.train.steps in steps_in(folder / "ckpt"):
+        if hosts.first(lambda: config.train.steps in steps_in(folder / "ckpt")):
             _say(f"Seed {seed} is finished: {folder}.")
             continue
         _say(f"Seed {seed}, {seed - config.seed + 1} of {count}: {folder}.")
@@ -49,12 +49,13 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
             code = train.train(this, workdir=folder, allow_change=allow_change, devices=devices)
         except (ConfigError, KeyboardInterrupt):
             raise  # of no one seed
-        except (FloatingPointError, CheckpointError) as error:
-            failures[seed] = str(error)
-            _say(f"Seed {seed} failed: {error}")
         except Exception as error:
-            traceback.print_exc()
-            failures[seed] = f"{type(error).__name__}: {error}"
+            if jax.process_count() > 1 and not isinstance(error, FloatingPointError):
+                raise  # the other processes are still at this seed
+            failures[seed] = str(error)
+            if not isinstance(error, FloatingPointError | CheckpointError):
+                traceback.print_exc()
+                failures[seed] = f"{type(error).__name__}: {error}"
             _say(f"Seed {seed} failed: {failures[seed]}")
         else:
             if code != train.FINISHED:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import describe, evals, fields, labels, parallel, registry, specs, teacher
+from ptm import describe, evals, fields, hosts, labels, parallel, registry, specs, teacher
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -49,11 +49,14 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         compiles = stack.enter_context(contextlib.closing(log_lib.CompileEvents()))
         progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
         stop = stack.enter_context(_signals(progress))
-        workdir.mkdir(parents=True, exist_ok=True)
+        hosts.make_shared(workdir)
         run = teacher.attach(run_lib.setup(config, workdir=workdir, devices=devices))
+        fingerprints, flat = run.fingerprints(), config_lib.flatten(config)
+        hosts.require_equal(config=config_lib.fingerprint(config), jax=jax.__version__, **fingerprints)
         rows, groups = parallel.local_rows(run.layout, config.train.batch_size), state_lib.group_names(run.abstract_params)
         checkpoints = stack.enter_context(run_lib.open_checkpoints(run, workdir / "ckpt"))
         loader = stack.enter_context(contextlib.closing(run.loader()))
+        owned = _owned(loader.state())
         latest = checkpoints.newest_valid()
         if latest is None:
             params, told = teacher.start(run)
@@ -68,16 +71,17 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
             progress.message(f"{workdir} is finished: step {start} of {steps}." if start == steps else f"Continuing {workdir} from step {start} of {steps}.")
         history = [*describe.history(workdir), describe.session(run, start, changes)]
         progress.message(describe.write(run, history))
-        flat = config_lib.flatten(config)
         log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
-        about = {**run.fingerprints(), "config": config_lib.to_dict(config), "history": history}
+        about = {**fingerprints, "config": config_lib.to_dict(config), "history": history}
 
-        def record(done: int, metrics: dict[str, Any], stats: dict[str, float]) -> None:
+        def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], stops: Any) -> None:
             """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
             skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
+            stop.look(stops)
             timer.mark(done)
             if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                stats = loader.stats(hosts.gather(counts))
                 log.metrics(done, stats | values | {"skipped": float(skips > 0)})
                 speed = _speed(run, timer.step_time)
                 log.timing(done, speed | compiles.totals() | log_lib.memory())
@@ -88,7 +92,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
 
         if start < steps:
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
-        timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile, workdir))
+        timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
@@ -100,13 +104,13 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
             if pending is not None:
                 record(*pending)
             done = step + 1
-            pending = (done, dict(metrics), loader.stats())
+            pending = (done, dict(metrics), loader.counts(), hosts.vote(stop.requested))
             if step == start:
                 jax.block_until_ready(metrics)
                 progress.message(_first_step(time.monotonic() - started, compiles.totals()))
             due_evals = [name for name, options in config.evals.items() if done % options.every == 0 or done == steps]
             due_save = done % config.checkpoint.every == 0 or done == steps
-            if due_evals or due_save or stop.requested:
+            if due_evals or due_save or stop.due:
                 record(*pending)
                 pending = None
                 timer.pause()
@@ -118,11 +122,13 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 progress.message(_eval_line(done, name, values))
             _check_metric(config, results)
             evaluated |= results
-            stopping = stop.requested and pending is None  # a signal after the look above waits for the next step
+            stopping = stop.due and pending is None  # a signal after the look above waits for the next step
             if due_save or stopping:
                 log.flush()
-                checkpoints.save(done, state, streams=loader.state(), meta=about | {"step": done}, metrics=results)
+                checkpoints.save(done, state, streams={p: state for p, state in loader.state().items() if p in owned}, meta=about | {"step": done}, metrics=results)
             if stopping:
+                if not stop.requested:
+                    progress.message("Another process was asked to stop.")
                 break
         checkpoints.wait()
         progress.close()
@@ -208,11 +214,27 @@ def _failure(done: int, metrics: dict, nonfinite: Any, groups: list[str], good: 
     )
 
 
+def _owned(streams: dict[int, Any]) -> set[int]:
+    """Of the logical streams of this process those whose state it saves: processes that share rows read the same ones."""
+    before = hosts.gather(sorted(streams))[: jax.process_index()]
+    return set(streams).difference(*before)
+
+
 class _Stop:
-    """What the signals ask for; `running` while there are steps to finish and to save."""
+    """What the signals ask for; `running` while there are steps to finish and to save. Several processes stop after the same step, whichever is asked."""
 
     running = False
     requested = False
+    agreed = False
+
+    def look(self, stops: Any) -> None:
+        """Takes note of the votes of a step, those of all processes."""
+        self.agreed = bool(stops)
+
+    @property
+    def due(self) -> bool:
+        """Whether to save and stop; alone a process need not wait for its own vote."""
+        return self.agreed or self.requested and jax.process_count() == 1
 
 
 @contextlib.contextmanager
@@ -223,10 +245,9 @@ def _signals(progress: log_lib.Progress) -> Iterator[_Stop]:
     def handle(number: int, _: Any) -> None:
         name = signal.Signals(number).name
         if not stop.running:
-            progress.message(f"{name} before the first step: nothing is lost. Start the same command again.")
-            os._exit(INTERRUPTED)
+            hosts.fail(f"{name} before the first step: nothing is lost. Start the same command again.", INTERRUPTED)
         if stop.requested and number == signal.SIGINT:
-            os._exit(INTERRUPTED)
+            hosts.fail(f"A second {name}: nothing was saved since the last checkpoint. Start the same command again.", INTERRUPTED)
         stop.requested = True
         progress.message(f"{name}: finishing the step and saving.")
 

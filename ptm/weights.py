@@ -42,6 +42,8 @@ def reopen(spec: str, *, devices: list | None = None) -> Run:
     try:
         run.layout_of(config, devices)
     except ConfigError:
+        if jax.process_count() > 1:
+            raise  # each of them must have a part in it
         # Made on another number of devices: one of these reads it.
         devices, config = devices[:1], dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, sequence=1))
     if config.compute.attention == "cudnn" and devices[0].platform != "gpu":

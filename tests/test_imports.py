@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 # import each other. A new file of ptm/ needs a place here.
 RANKS = """
 fields allocator
-tree sections
+tree sections processes
 config
 recipe
-parallel text log metrics lora
+parallel text log metrics lora hosts
 nn data optim
 models
 generate checkpoint hf
@@ -72,7 +72,7 @@ BARRED = {
 }
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
-    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command"},
+    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.hosts"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
     "ptm/nn/attention.py": {"ptm.nn.pallas"},

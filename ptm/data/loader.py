@@ -13,6 +13,8 @@ from ptm.data.pack import SEGMENTS, Batch, stack
 from ptm.data.pipeline import State, Stream
 from ptm.fields import ConfigError
 
+Counts = dict[str, Any]  # of the logical streams of a host
+
 
 class Loader(Iterator[Batch]):
     """Batches of a split without end; batch t is a pure function of (data, seed, t), whatever rows this host asks for.
@@ -93,21 +95,26 @@ class Loader(Iterator[Batch]):
             stream.restore(by_number[p])
         self._snapshots = self._take()
 
-    def stats(self) -> dict[str, float]:
-        """Counts of this host's streams up to the last batch handed out.
+    def counts(self) -> Counts:
+        """For each logical stream of this host what `stats` is made of, ready for JSON."""
+        return {str(p): {**{key: s[key] for key in ("rows", "filled", "draws")}, "bad": sorted(map(list, s["bad"]))} for p, s in self._snapshots.items()}
+
+    def stats(self, counts: Sequence[Counts] | None = None) -> dict[str, float]:
+        """Figures of the streams up to the last batch handed out: of this host's, or of all those that the `counts` of some hosts have.
 
         rows; padding_share of their positions; epoch (passes over the source that was read most often; each one's as epoch_N in a
         mixture), counting what is begun; bad_records (distinct ones met).
         """
-        snapshots = self._snapshots.values()
-        rows, filled = (sum(snapshot[key] for snapshot in snapshots) for key in ("rows", "filled"))
-        draws = sum(snapshot["draws"] for snapshot in snapshots) / len(snapshots) * self._count
+        streams = {int(p): stream for host in ([self.counts()] if counts is None else counts) for p, stream in host.items()}
+        found = [streams[p] for p in sorted(streams)]
+        rows, filled = (sum(stream[key] for stream in found) for key in ("rows", "filled"))
+        draws = sum(stream["draws"] for stream in found) / len(found) * self._count
         shares = [weight / sum(self._corpus.weights) for weight in self._corpus.weights]
         epochs = [draws * share / size for share, size in zip(shares, self._corpus.sizes)]
         stats = {"rows": rows, "epoch": max(epochs), "padding_share": 1 - filled / (rows * sum(self._lengths.values())) if rows else 0.0}
         if len(epochs) > 1:
             stats |= {f"epoch_{n}": epoch for n, epoch in enumerate(epochs)}
-        return {**stats, "bad_records": len(self._bad())}
+        return {**stats, "bad_records": len({tuple(bad) for stream in found for bad in stream["bad"]})}
 
     def bad_records(self) -> list[str]:
         """'ID: reason' of the bad records met up to the last batch handed out."""

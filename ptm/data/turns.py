@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptm.data.batch import keyed_rng
-from ptm.data.loader import Loader
+from ptm.data.loader import Counts, Loader
 from ptm.data.pipeline import Batch, State
 
 
@@ -44,16 +44,21 @@ class Turns(Iterator[Batch]):
             loader.restore({p: state["branches"][name] for p, state in states.items()})
         self._step = next(iter(states.values()))["step"]
 
-    def stats(self) -> dict[str, float]:
-        """Counts of all branches as Loader gives them, each branch's as NAME/COUNT, and share/NAME, its share of all positions that are filled."""
-        stats = {name: loader.stats() for name, loader in self._loaders.items()}
+    def counts(self) -> Counts:
+        """For each branch the counts of its loader, ready for JSON."""
+        return {name: loader.counts() for name, loader in self._loaders.items()}
+
+    def stats(self, counts: Sequence[Counts] | None = None) -> dict[str, float]:
+        """Figures of all branches as Loader gives them, each branch's as NAME/FIGURE, and share/NAME, its share of all positions that are filled."""
+        counts = [self.counts()] if counts is None else counts
+        stats = {name: loader.stats([host[name] for host in counts]) for name, loader in self._loaders.items()}
         made = {name: counts["rows"] * size for (name, counts), size in zip(stats.items(), self._positions)}
         filled = {name: size * (1 - stats[name]["padding_share"]) for name, size in made.items()}
         total = {
             "rows": sum(counts["rows"] for counts in stats.values()),
             "epoch": max(counts["epoch"] for counts in stats.values()),
             "padding_share": 1 - sum(filled.values()) / max(sum(made.values()), 1),
-            "bad_records": len(self.bad_records()),
+            "bad_records": len({tuple(bad) for host in counts for branch in host.values() for stream in branch.values() for bad in stream["bad"]}),
         }
         total |= {f"share/{name}": size / max(sum(filled.values()), 1) for name, size in filled.items()}
         return total | {f"{name}/{key}": value for name, counts in stats.items() for key, value in counts.items()}

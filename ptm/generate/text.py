@@ -122,6 +122,8 @@ class Writer:
     @classmethod
     def of(cls, model: Model, params: Any, tokenizer: Tokenizer, options: Options, frame: Frame | None) -> "Writer":
         fields.check(options, "")
+        if model.module.context.layout.mesh.is_multi_process:
+            raise ConfigError("text is generated freely on the devices of one process: load the model with devices=jax.local_devices(), or use an eval of the run.")
         frame = frame_of(model, tokenizer) if frame is None else frame
         search, params = search_lib.make(
             model, jax.tree.map(jnp.asarray, params), options=options, new_tokens=options.max_new_tokens,

@@ -1,0 +1,412 @@
+"""Several processes are one run: real ones on this machine, joined through the command line, against one process with as many devices."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import runs
+from test_imports import ROOT, _files, imports
+
+from ptm import cli, processes
+from ptm.fields import ConfigError
+from ptm.processes import Place
+
+LIMIT = 120.0  # seconds after which children count as hanging and are killed
+STEPS = 14
+several = pytest.mark.hosts
+
+
+class Ended(NamedTuple):
+    """The exit code of a process and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return runs.corpus(tmp_path_factory.mktemp("text") / "corpus.txt")
+
+
+def start(folder: Path, *words: str, processes: int, devices: int, own: Sequence[Sequence[str]] | None = None, **env: str) -> list[subprocess.Popen]:
+    """`ptm WORDS` in so many processes of so many devices each; their output goes to files in `folder`. `own` are words of single processes."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        port = taken.getsockname()[1]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | env
+    children = []
+    for number in range(processes):
+        place = [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={number}"]
+        command = [sys.executable, "-m", "ptm.cli", *words, *place, *(own[number] if own else ())]
+        with open(folder / f"{number}.out", "w") as out, open(folder / f"{number}.err", "w") as err:
+            children.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=err))
+    return children
+
+
+def finish(children: list[subprocess.Popen], folder: Path) -> list[Ended]:
+    """What became of the processes. Kills all and fails if they take too long."""
+    until = time.monotonic() + LIMIT
+    while any(child.poll() is None for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    hanging = [number for number, child in enumerate(children) if child.poll() is None]
+    for child in children:
+        child.kill()
+        child.wait()
+    ended = [Ended(child.returncode, *((folder / f"{n}.{kind}").read_text() for kind in ("out", "err"))) for n, child in enumerate(children)]
+    assert not hanging, f"processes {hanging} hang: {ended}"
+    return ended
+
+
+def together(folder: Path, *words: str, **options) -> list[Ended]:
+    return finish(start(folder, *words, **options), folder)
+
+
+def train(kind: str, workdir: Path, text: Path, *words: str, processes: int, devices: int = 1, recipe: str = runs.__file__, **options) -> list[Ended]:
+    """`ptm train` of a kind of tests/runs.py; a process by itself is one without flags."""
+    command = ("train", f"--config={recipe}:{kind}", f"--workdir={workdir}", *words)
+    return together(workdir.with_name(f"{workdir.name}.log"), *command, processes=processes, devices=devices, PTM_TEST_TEXT=str(text), **options)
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in runs.metrics(workdir).splitlines()]
+
+
+def silent(ended: Ended) -> bool:
+    """Whether a process wrote nothing; the library of its collectives tells of connections."""
+    return not [line for line in (ended.out + ended.err).splitlines() if not line.startswith("[Gloo]")]
+
+
+def when(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LIMIT
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert condition()
+
+
+# What needs no second process.
+
+NOTHING = dict.fromkeys(processes.flags())
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[001-002]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets exactly these variables of launchers."""
+
+    def set_to(**variables: str) -> None:
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "OMPI_", "PMI_", "KUBERNETES_")) or name in (*processes.VARIABLES.values(), processes.INDEXED):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    set_to()
+    return set_to
+
+
+def test_places(environment):
+    """Flags win over JAX's variables, these over the launcher's; alone means that nothing is asked."""
+    assert processes.place(NOTHING) == Place() and processes.launched() is None
+    environment(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
+    assert processes.place(NOTHING) == Place(coordinator="a:1", processes=4, process=3)
+    assert processes.place(NOTHING | {"processes": "5", "join_timeout": "9"}) == Place(coordinator="a:1", processes=5, process=3, join_timeout=9)
+    environment(**SRUN)
+    assert processes.place(NOTHING) == Place(processes=2, process=1) and processes.announced(processes.place(NOTHING))
+    assert not processes.announced(processes.place(NOTHING | {"processes": "1"}))
+    environment(**{name: value for name, value in SRUN.items() if name != processes.STEP})
+    assert processes.place(NOTHING) == Place(), "a batch script is not what srun starts"
+    environment(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_LOCAL_SIZE="2")
+    assert processes.place(NOTHING) == Place(processes=2, process=0) and processes.on_this_host() == 2
+    environment(**SRUN, SLURM_STEP_TASKS_PER_NODE="4(x3),2")
+    assert processes.on_this_host() == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"coordinator": "node1"}, "--coordinator=node1 is not of the form HOST:PORT"),
+        ({"processes": "2", "process": "2"}, "--process=2 of --processes=2; allowed: 0 to 1"),
+        ({"processes": "two"}, "--processes=two cannot be read"),
+        ({"processes": "0"}, "allowed: 1 or more"),
+    ],
+)
+def test_wrong_places(flags, told, environment):
+    with pytest.raises(ConfigError, match=told):
+        processes.place(NOTHING | flags)
+
+
+def test_commands_of_one_process(environment, capsys):
+    environment(**SRUN)
+    for command in ("predict", "convert", "analyze", "submission"):
+        assert cli.main([command]) == 2
+        assert f"`ptm {command}` works in one process, and was started in 2 by SLURM" in capsys.readouterr().err
+    environment(JAX_NUM_PROCESSES="1", **SRUN)
+    assert cli.main(["predict"]) == 2 and "needs --model" in capsys.readouterr().err
+
+
+def test_too_little_is_refused(environment, capsys):
+    """Before anything is joined: what is neither given nor detected."""
+    environment()
+    recipe = f"--config={ROOT / 'configs/quickstart.py'}:gpt,tiny"
+    assert cli.main(["train", recipe, "--process=1", "--processes=2"]) == 2
+    assert "add --coordinator" in capsys.readouterr().err
+    assert cli.main(["train", recipe, "--processes=1", "--print_config"]) == 0
+
+
+def test_collective_code_stays_in_one_module():
+    """Three functions of ptm/hosts.py talk to other processes; all else that is not a compiled step goes through them."""
+    private = ("jax.experimental.multihost_utils", "jax._src", "jax.distributed")
+    assert not [item for item in imports("ptm") if item.module.startswith(private) and item.file != "ptm/hosts.py"]
+    names = {"process_allgather", "sync_global_devices", "broadcast_one_to_all", "multihost_utils", "distributed", "wait_at_barrier", "key_value_set", "key_value_dir_get"}
+    for file in _files("ptm"):
+        used = {node.attr for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Attribute)} & names
+        assert not used or file == "ptm/hosts.py", (file, used)
+
+
+# Two processes and four.
+
+
+def test_two_processes_train_as_one(text, tmp_path):
+    """Of a device each: parameters, moments, data and metrics of one process with two devices, bit for bit (the sum of two numbers has one order)."""
+    words = ("train.steps=4", "checkpoint.every=2", "train.microbatches=1", "evals.validation.every=4", "log.every=1")
+    first, second = train("concat", tmp_path / "two", text, *(f"--config.{word}" for word in words), processes=2)
+    assert first.code == second.code == 0, (first, second)
+    changes = {word.partition("=")[0].replace(".", "__"): word.partition("=")[2] for word in words}
+    assert runs.run(runs.tiny("concat", text=text, **changes), tmp_path / "one", devices=2) == 0
+    runs.assert_same(tmp_path / "two", tmp_path / "one", 4)
+    assert silent(second) and first.out.count("Finished gpt") == 1 and first.err.count("step 4/4") == 1
+    listed = ({path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert next(listed) == next(listed), "no file is left or lacking"
+    assert json.loads((tmp_path / "two/env.json").read_text())["history"][0]["devices"] == {"kind": "cpu", "count": 2, "processes": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text):
+    """(kind, processes, devices of each) -> workdir of an uninterrupted run through the command line, made once."""
+    made = {}
+
+    def of(kind: str, processes: int, devices: int) -> Path:
+        if (kind, processes, devices) not in made:
+            workdir = tmp_path_factory.mktemp("whole") / f"{kind}-{processes}-{devices}"
+            if processes == 1:
+                assert runs.run(runs.tiny(kind, text=text), workdir, devices=devices) == 0
+            else:
+                ended = train(kind, workdir, text, processes=processes, devices=devices)
+                assert [one.code for one in ended] == [0] * processes, ended
+            made[kind, processes, devices] = workdir
+        return made[kind, processes, devices]
+
+    return of
+
+
+@several
+@pytest.mark.parametrize("kind", ["concat", "mlm", "memory", "spans"])
+def test_four_devices(kind, whole):
+    """In two processes or four the same bits; in one process the devices' sums are added in another order, and nothing else differs."""
+    two, four, one = whole(kind, 2, 2), whole(kind, 4, 1), whole(kind, 1, 4)
+    runs.assert_same(four, two, STEPS)
+    assert runs.streams(two, STEPS) == runs.streams(one, STEPS)
+    ours, theirs = rows(two), rows(one)
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for mine, other in zip(ours, theirs):
+        for key in ("rows", "epoch", "padding_share", "bad_records"):
+            assert key not in other or mine[key] == other[key]
+        for key in ("loss", "validation/loss"):
+            assert key not in other or np.isclose(mine[key], other[key], rtol=1e-5)
+
+
+@several
+@pytest.mark.parametrize(
+    ("kind", "begin", "then", "like"),
+    [
+        ("concat", (2, 1), (1, 2), (1, 2)),
+        ("concat", (1, 2), (2, 1), (1, 2)),
+        ("mlm", (2, 1), (1, 2), (1, 2)),
+        ("spans", (2, 2), (4, 1), (2, 2)),
+    ],
+)
+def test_other_numbers_of_processes(kind, begin, then, like, text, whole, tmp_path):
+    """Stopped by a signal to one process after step 4 or so, gone on with in another number of processes: the run that nothing interrupted."""
+    expected, workdir, folder = whole(kind, *like), tmp_path / "run", tmp_path / "log"
+    command = ("train", f"--config={runs.__file__}:{kind}", f"--workdir={workdir}")
+
+    def begun(processes: int, devices: int) -> list[subprocess.Popen]:
+        return start(folder, *command, processes=processes, devices=devices, PTM_TEST_TEXT=str(text))
+
+    children = begun(*begin)
+    when(lambda: (workdir / "metrics.jsonl").exists() and '"step": 2' in runs.metrics(workdir) or any(child.poll() is not None for child in children))
+    children[-1].send_signal(signal.SIGTERM)
+    ended = finish(children, folder)
+    assert [one.code for one in ended] == [75] * begin[0], ended
+    steps = [int(path.name) for path in (workdir / "ckpt").iterdir()]
+    assert max(steps) < STEPS and f"Interrupted at step {max(steps)} of {STEPS}; saved." in ended[0].err
+    ended = finish(begun(*then), folder)
+    assert [one.code for one in ended] == [0] * then[0] and f"Continuing {workdir} from step {max(steps)} of {STEPS}." in ended[0].err, ended
+    runs.assert_same(workdir, expected, STEPS)
+
+
+@several
+def test_a_damaged_checkpoint(text, whole, tmp_path):
+    """All processes go on from the step before it."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole("concat", 2, 1), workdir)
+    shutil.rmtree(workdir / "ckpt" / str(STEPS))
+    (workdir / "ckpt/12/data/stream-00003.json").write_text("{}")
+    ended = train("concat", workdir, text, processes=2)
+    assert [one.code for one in ended] == [0, 0], ended
+    assert "it is kept as 12.damaged-1" in ended[0].err and f"Continuing {workdir} from step 6 of {STEPS}." in ended[0].err and silent(ended[1])
+    runs.assert_same(workdir, whole("concat", 2, 1), STEPS)
+
+
+@several
+def test_a_signal_before_the_first_step(text, tmp_path):
+    """To one process ends all, at once and resumable."""
+    workdir, folder = tmp_path / "run", tmp_path / "log"
+    children = start(folder, "train", f"--config={runs.__file__}:concat", f"--workdir={workdir}", processes=2, devices=1, PTM_TEST_TEXT=str(text))
+    when(lambda: workdir.exists() or any(child.poll() is not None for child in children))
+    children[1].send_signal(signal.SIGTERM)
+    ended = finish(children, folder)
+    assert [one.code for one in ended] == [75, 75] and ended[0].err.count("SIGTERM before the first step") == 1 and silent(ended[1]), ended
+
+
+FAULTY = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import runs
+from pathlib import Path
+from ptm import run
+from ptm.data.loader import Loader
+from ptm.fields import ConfigError
+
+kind, _, fault = os.environ["PTM_TEST_FAULT"].partition(" ")
+mine = sys.argv[-1] == "--process=1" or "--process=1" in sys.argv
+taken = 0
+original_next, original_setup = Loader.__next__, run.setup
+
+def next_batch(self):
+    global taken
+    taken += 1
+    if taken == 5:
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {{"config": ConfigError, "bug": ZeroDivisionError}}[fault]("this is what went wrong")
+    return original_next(self)
+
+def setup(*args, **options):
+    raise ConfigError("this is what went wrong")
+
+if mine and kind == "batch":
+    Loader.__next__ = next_batch
+if mine and kind == "setup":
+    run.setup = setup
+
+def get_config(argument):
+    return runs.tiny(argument, text=Path(os.environ["PTM_TEST_TEXT"]))
+"""
+
+
+@several
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("setup config", 2), ("batch config", 2), ("batch bug", 1), pytest.param("batch kill", None, marks=pytest.mark.slow)],
+)
+def test_a_fault_of_one_process_ends_all(fault, code, text, tmp_path):
+    """With its exit code and one message; a process that is gone without a word is missed by JAX, which takes 100 seconds."""
+    recipe = tmp_path / "faulty.py"
+    recipe.write_text(FAULTY.format(tests=str(ROOT / "tests")))
+    begun = time.monotonic()
+    ended = train("concat", tmp_path / "run", text, processes=2, recipe=str(recipe), PTM_TEST_FAULT=fault)
+    if code is None:
+        assert ended[1].code == -signal.SIGKILL and ended[0].code != 0 and "another task died" in ended[0].err, ended
+        return
+    assert [one.code for one in ended] == [code, code] and time.monotonic() - begun < 60, ended
+    told = "".join(one.err for one in ended)
+    assert told.count("this is what went wrong") == 1 + told.count('"this is what went wrong"') and f"process 1 ({socket.gethostname()}) failed:" in ended[0].err, ended
+    assert silent(ended[1]) and ("Traceback" in told) == (fault == "batch bug")
+
+
+@several
+def test_what_differs_is_refused(text, tmp_path):
+    """Workdirs that are not shared, other data, another config: one line on process 0, exit code 2 on all."""
+    for name, own, told in (
+        ("workdir", [[], [f"--workdir={tmp_path / 'elsewhere'}"]], "is not one folder for all processes: process 1"),
+        ("config", [[], ["--config.seed=5"]], "has another config than process 0"),
+        ("data", [[], [f"--config.data.source=text:{runs.corpus(tmp_path / 'other.txt', seed=1)}"]], "has another config and another data than process 0"),
+    ):
+        ended = train("concat", tmp_path / name, text, processes=2, own=own)
+        assert [one.code for one in ended] == [2, 2] and told in ended[0].err and silent(ended[1]), (name, ended)
+        assert not (tmp_path / name / "config.json").exists()
+
+
+@several
+def test_others_that_do_not_come(text, tmp_path):
+    command = ("train", f"--config={runs.__file__}:concat", f"--workdir={tmp_path / 'run'}", "--join_timeout=3")
+    children = start(tmp_path / "log", *command, processes=2, devices=1, PTM_TEST_TEXT=str(text))
+    children[1].kill()
+    ended = finish(children, tmp_path / "log")
+    assert ended[0].code == 2 and "process 0 of 2 has waited 3 s for the others at localhost:" in ended[0].err and "--join_timeout" in ended[0].err, ended
+
+
+@several
+def test_tokenizer_is_trained_once(text, tmp_path):
+    """The others read it from the workdir."""
+    words = ("--config.tokenizer.kind=sentencepiece", "--config.tokenizer.vocab_size=60", "--config.train.steps=2", "--config.evals.validation.every=2")
+    ended = train("concat", tmp_path / "two", text, *words, processes=2)
+    assert [one.code for one in ended] == [0, 0], ended
+    config = runs.tiny("concat", text=text, tokenizer__kind="sentencepiece", tokenizer__vocab_size=60, train__steps=2, evals__validation__every=2)
+    assert runs.run(config, tmp_path / "one", devices=2) == 0
+    runs.assert_same(tmp_path / "two", tmp_path / "one", 2)
+
+
+@several
+@pytest.mark.parametrize("recipe", ["text.py:classify", "ner.py:conll2003", "squad.py:squad2", "summarization.py:aeslc", "superglue.py:copa"])
+def test_answers(recipe, tmp_path):
+    """Evaluation of two processes in the loop and by itself: metrics and predictions of one process with two devices, whole, in order, written once."""
+    command = ("train", f"--config={ROOT / 'configs/finetune'}/{recipe},tiny", "--config.train.steps=2")
+    ended = together(tmp_path / "log", *command, f"--workdir={tmp_path / 'two'}", processes=2, devices=1)
+    assert [one.code for one in ended] == [0, 0], ended
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    subprocess.run([sys.executable, "-m", "ptm.cli", *command, f"--workdir={tmp_path / 'one'}"], env=env, cwd=ROOT, check=True, capture_output=True, timeout=LIMIT)
+    predictions = {path.name: path.read_text() for path in (tmp_path / "one/predictions").iterdir()}
+    assert predictions and predictions == {path.name: path.read_text() for path in (tmp_path / "two/predictions").iterdir()}
+    assert runs.metrics(tmp_path / "two") == runs.metrics(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two/predictions")
+    ended = together(tmp_path / "log", "evaluate", f"--workdir={tmp_path / 'two'}", processes=2, devices=1)
+    assert [one.code for one in ended] == [0, 0] and silent(ended[1]), ended
+    assert predictions.keys() == {path.name for path in (tmp_path / "two/predictions").iterdir()}
+    assert predictions == {path.name: path.read_text() for path in (tmp_path / "two/predictions").iterdir()}
+    measured = json.loads(ended[0].out.splitlines()[-1])
+    assert {name: value for name, value in rows(tmp_path / "two")[-1].items() if name != "step"}.items() <= measured.items()
+
+
+@several
+def test_seeds(text, tmp_path):
+    words = ("--config.train.steps=2", "--config.evals.validation.every=2", "--seeds=2")
+    ended = train("concat", tmp_path / "runs", text, *words, processes=2)
+    assert [one.code for one in ended] == [0, 0] and silent(ended[1]), ended
+    assert len(json.loads((tmp_path / "runs/seeds.json").read_text())["rows"]) == 2
+    ended = train("concat", tmp_path / "runs", text, *words, processes=2)
+    assert [one.code for one in ended] == [0, 0] and ended[0].out.count("is finished") == 2, ended
+
+
+@several
+def test_show_and_stop(text, tmp_path):
+    """What stops before the training is shown once."""
+    for flag, told in (("--print_config", "seed = 0"), ("--show_batch=1", "row 0")):
+        ended = train("concat", tmp_path / "run", text, flag, processes=2)
+        assert [one.code for one in ended] == [0, 0] and told in ended[0].out and silent(ended[1]), ended
+    assert jax.process_count() == 1
