@@ -16,7 +16,9 @@ from ptm.fields import unparse
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
-ALLOWED = "--config, --workdir, --print_config, --show_batch, --seeds, --allow_change, --config.SECTION.KEY=VALUE"
+ALLOWED = (
+    "--config, --workdir, --print_config, --show_batch, --seeds, --allow_change, --coordinator, --processes, --process, --join_timeout, --config.SECTION.KEY=VALUE"
+)
 
 
 def fails(capsys, *argv: str) -> str:
