@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# ruff: noqa: E402
 # Before JAX starts: its devices, and warnings of the compiler, which a cached program does not repeat.
 os.environ |= {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "1"}
 ROOT = Path(__file__).parent.parent
