@@ -3,9 +3,42 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"ptm-test-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Compiling is most of the time of small tests; `ptm train` itself runs with the defaults, as do the benchmarks.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+# Whole runs whose like are in the default suite; CI runs them as a suite of their own. File::test, with its parameters or for all of them.
+RUNS = {
+    "test_distillation.py::test_a_student_trains_beside_its_teacher", "test_distillation.py::test_a_teacher_that_is_gone_or_changed_is_missed",
+    "test_distillation.py::test_a_stopped_student_ends_as_if_nothing_had_happened", "test_encoder_decoder.py::test_each_side_from_a_checkpoint_of_its_own",
+    "test_encoder_decoder.py::test_a_warm_run_trains_and_goes_on_elsewhere", "test_labels.py::test_a_run_keeps_its_labels", "test_lora.py::test_on_eight_devices",
+    "test_mixture.py::test_a_stopped_run_ends_as_if_nothing_had_happened", "test_permutation.py::test_a_stopped_run_goes_on_with_its_memory",
+    "test_permutation.py::test_a_step_that_is_not_accepted_leaves_no_memory", "test_resume.py::test_killed_with_sigkill",
+    "test_resume.py::test_signals_of_the_command_line", "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[spans]",
+    "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[concat]", "test_resume.py::test_other_device_counts[8-1]",
+    "test_rtd.py::test_one_batch_is_overfit[all_tokens_mlm]", "test_run.py::test_a_checkpoint_is_read_on_devices_that_its_mesh_does_not_fit",
+    "test_run.py::test_every_recipe_trains_saves_resumes_and_evaluates[bert]", "test_run.py::test_every_recipe_trains_saves_resumes_and_evaluates[shakespeare_char_cpu]",
+    "test_run.py::test_every_recipe_trains_saves_resumes_and_evaluates[t5]", "test_seeds.py::test_runs_a_summary_and_what_is_finished",
+    "test_seq2seq.py::test_it_learns_to_write_what_is_asked_for[t5]", "test_training.py::test_bfloat16_trains_near_float32",
+    "test_training.py::test_one_batch_is_overfit[spans]", "test_vocabulary.py::test_tables_grow_and_old_predictions_stay[spans]",
+    "test_vocabulary.py::test_training_goes_on_from_the_old_loss[spans]", "test_vocabulary.py::test_training_goes_on_from_the_old_loss[concat]",
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of RUNS. Names that a file which is collected as a whole does not have are an error."""
+    found = set()
+    for item in items:
+        name = f"{item.path.name}::{item.name}"
+        for entry in {name, name.partition("[")[0]} & RUNS:
+            item.add_marker("runs")
+            found.add(entry)
+    whole = {item.path.name for item in items if not any("::" in argument for argument in item.config.args)}
+    if missing := {entry for entry in RUNS - found if entry.partition("::")[0] in whole}:
+        raise pytest.UsageError(f"tests/conftest.py names tests that are not there: {', '.join(sorted(missing))}")
