@@ -35,14 +35,14 @@ def page(facts: Facts, topology: Topology) -> str:
         lines.append(("note", facts.note))
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts.mesh.items() if size > 1) or "one device"
     lines.append(("mesh", f"{mesh}, preset {facts.preset}"))
-    lines.append(("parameters", f"{facts.parameters:,}; training state {_size(facts.state_total)}, {_size(facts.state)} a device  [computed]"))
+    lines.append(("parameters", f"{facts.parameters:,}; training state {size_of(facts.state_total)}, {size_of(facts.state)} a device  [computed]"))
     if not facts.hbm:
         lines.append(("compiled", f"REFUSED after {facts.seconds:.0f} s: {facts.refusal}  [compiled]"))
         return _table(lines)
     limit = topology.chip.hbm if topology.chip else None
     verdict = f"fits in {limit:.2f} GiB" if facts.fits and limit else "compiles" if facts.fits else f"DOES NOT FIT: {facts.refusal}"
     lines.append(("compiled", f"{verdict}; in {facts.seconds:.0f} s  [compiled]"))
-    memory = f"{_size(facts.hbm)} (arguments {_size(facts.arguments)} + temporary {_size(facts.temporary)}; at its peak {_size(facts.peak)})"
+    memory = f"{size_of(facts.hbm)} (arguments {size_of(facts.arguments)} + temporary {size_of(facts.temporary)}; at its peak {size_of(facts.peak)})"
     lines.append(("memory", f"{memory} a device  [compiled]"))
     lines.append(("", "of the training step alone: evaluation, checkpoints and batches in flight come on top"))
     model, executed, ratio = _flops(facts.model_flops), _flops(facts.executed_flops), facts.executed_flops / facts.model_flops
@@ -51,7 +51,7 @@ def page(facts: Facts, topology: Topology) -> str:
         kernels = ", ".join(f"{name} x{calls}" for name, calls in facts.kernels.items())
         lines.append(("kernels", f"{kernels}  [compiled]; their FLOPs and cycles are in no other figure"))
     for moved in facts.collectives:
-        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {_size(moved.bytes)}  [compiled]"))
+        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {size_of(moved.bytes)}  [compiled]"))
     if facts.collectives:
         lines.append(("", f"{facts.asynchronous} of these calls are asynchronous"))
     lines += [("warning", warning) for warning in facts.warnings]
@@ -66,7 +66,8 @@ def page(facts: Facts, topology: Topology) -> str:
     return _table(lines)
 
 
-def _size(count: float) -> str:
+def size_of(count: float) -> str:
+    """Bytes as people read them."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 

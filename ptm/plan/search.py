@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ptm.config import Config
+from ptm.config import Config, flatten
 from ptm.plan.options import Options, Topology, parse_topology
+from ptm.plan.report import size_of
 
 Overrides = dict[str, str]
 SHOWN = 5
@@ -65,10 +66,11 @@ def search(
     options: Options, config: Config, given: Sequence[str], backends: Sequence[str], *, told: Callable[[str], None], run: Callable[..., Try] | None = None
 ) -> list[Try]:
     """The tries that fit, best first. `given` are the arguments of `ptm plan` that name the config; `told` hears of each try as it ends."""
-    run, topology = run or _compiled, parse_topology(options.topology)
+    run, topology, given_values = run or _compiled, parse_topology(options.topology), flatten(config)
     tried: dict[tuple, Try] = {}
 
     def attempt(overrides: Overrides) -> Try:
+        overrides = {key: value for key, value in overrides.items() if value != str(given_values[key])}  # what is so already is no change
         key = tuple(sorted(overrides.items()))
         if key not in tried:
             tried[key] = run(options, given, overrides)
@@ -92,10 +94,10 @@ def line(entry: Try) -> str:
     words = " ".join(f"--config.{key}={value}" for key, value in entry.overrides.items()) or "(as given)"
     if entry.facts is None:
         return f"not planned, {entry.refusal}: {words}"
-    hbm = f"{entry.facts['hbm'] / 2**30:.2f} GiB" if entry.facts["hbm"] else entry.facts["refusal"]
+    hbm = size_of(entry.facts["hbm"]) if entry.facts["hbm"] else entry.facts["refusal"]
     if not entry.fits:
         return f"does not fit, {hbm}: {words}"
-    cost = "" if math.isinf(entry.cost) else f", {1e9 * entry.cost * entry.facts['tokens'] / 1e6:.0f} ms a step, {1e9 * entry.cost:.1f} ns a position [guessed]"
+    cost = "" if math.isinf(entry.cost) else f", {1e3 * entry.cost * entry.facts['tokens']:.1f} ms a step, {1e9 * entry.cost:.2f} ns a position [guessed]"
     return f"{hbm}{cost}: {words}"
 
 
