@@ -102,7 +102,8 @@ class Layout:
         rules, words = RULES[self.preset][0], axes_words(path)
 
         def axes(word: str, size: int) -> Any:
-            shared = word == "kv_heads" and word in rules and self._parts(rules[word]) % size == 0
+            parts = self._parts(rules[word]) if word in rules else 1
+            shared = word == "kv_heads" and size < parts and parts % size == 0
             return rules[word] if word in rules and not shared else None
 
         return [(word, axes(word, size)) for word, size in zip(words, shape, strict=True)]
