@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from ptm import allocator, fields, processes
+from ptm import __version__, allocator, fields, processes
 from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
 from ptm.plan import options as plan_options
@@ -31,6 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of everything, and that of each command."""
     parser = _Parser(prog="ptm", description="Pretrain, fine-tune, evaluate and compare Transformers.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ptm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     train = commands.add_parser(
         "train", allow_abbrev=False, help="run or continue a run", description="Run, or continue, the run of a config in a workdir.",

@@ -260,7 +260,8 @@ def check_batch(layout: Layout, batch_size: int, where: str) -> None:
     parts = row_parts(layout)
     if batch_size % parts:
         raise ConfigError(
-            f"{where}={batch_size} rows cannot be split over mesh axes data x fsdp = {parts} devices; sizes that fit: {_near(batch_size, parts)}."
+            f"{where}={batch_size} rows cannot be split over mesh axes data x fsdp = {parts} devices; sizes that fit: {_near(batch_size, parts)}. "
+            "Change it, or the axes of --config.mesh."
         )
 
 

@@ -13,8 +13,8 @@ tables without a header. Labels are those found in the training data. Without va
 --config.optimizer.learning_rate=1e-3; low-rank: --config.lora.rank=8. Several seeds: --seeds=5.
 
 Words: classify (default), regress; tiny, a smoke run on invented reviews. BERT's settings (Devlin et al. 2019, A.3): rate 3e-5, warm-up over 10 %, rows of
-128 tokens, into which texts are packed; 1,000 steps of 8 rows are ours: set --config.train.steps to 3 epochs or so of your data, and --config.data.length
-to what most texts fit into.
+128 tokens, into which texts are packed; 1,000 steps of 8 rows are ours: set --config.train.steps to 3 epochs or so of your data and
+--config.schedule.warmup_steps to a tenth of them, and --config.data.length to what most texts fit into.
 """
 
 from pathlib import Path

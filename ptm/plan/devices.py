@@ -52,7 +52,7 @@ def devices_of(topology: Topology) -> Devices:
     compiler, note = f"jax {jax.__version__}, CPU", ""
     if topology.platform != "cpu":
         extra = "plan" if topology.platform == "tpu" else "plan_gpu"
-        note = f"the compiler of {topology.kind} is not installed (pip install 'ptm[{extra}]'): compiled for fake CPU devices, which choose other kernels and buffers"
+        note = f"the compiler of {topology.kind} is not installed (extra {extra}: pip install -e '.[{extra}]'): compiled for fake CPU devices, which have other kernels and buffers, so nothing here says that it fits"
     return Devices(_cpus(topology.chips), compiler, note)
 
 

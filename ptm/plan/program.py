@@ -42,7 +42,7 @@ class Moved:
 class Facts:
     """What is known of a step of a run on a topology; sizes in bytes, all of one device but for `parameters`, `state_total` and `tokens`.
 
-    fits: whether the compiler took the program, else `refusal` says why not. arguments, temporary, outputs, aliased, peak: the compiler's buffers. model_flops: by
+    fits: whether the compiler took the program, else `refusal` says why not. arguments, temporary, outputs (that take the place of no argument), peak: the compiler's buffers. model_flops: by
     formula, three forward passes; executed_flops: of the compiled program, recomputation included, Pallas kernels not. cycles: the compiler's estimates, of TPUs alone.
     """
 
@@ -51,6 +51,7 @@ class Facts:
     note: str
     mesh: dict[str, int]
     preset: str
+    remat: str  # what layers recompute, chosen if that was left to a budget
     name: str  # of the objective, where several take turns
     parameters: int
     state_total: int
@@ -65,6 +66,7 @@ class Facts:
     hbm: int = 0
     arguments: int = 0
     temporary: int = 0
+    outputs: int = 0
     peak: int = 0
     executed_flops: int = 0
     cycles: int = 0
@@ -90,7 +92,7 @@ def compile_step(run: Run, topology: Topology, devices: Devices, *, compiler_opt
     layout, config = run.layout, run.config
     state = run.abstract_state
     known = {
-        "topology": topology.name, "compiler": devices.compiler, "note": devices.note, "mesh": dict(layout.mesh.shape), "preset": layout.preset,
+        "topology": topology.name, "compiler": devices.compiler, "note": devices.note, "mesh": dict(layout.mesh.shape), "preset": layout.preset, "remat": run.model.module.context.remat,
         "name": run.branches[0].name, "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract_params)),
         "state_total": sum(_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)),
         "state": sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(state)),
@@ -112,11 +114,12 @@ def compile_step(run: Run, topology: Topology, devices: Devices, *, compiler_opt
     seconds = time.monotonic() - began
     hbm = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     chip = topology.chip
-    limit = None if chip is None or chip.hbm is None else chip.hbm * GIB
+    limit = None if chip is None or chip.hbm is None or devices.note else chip.hbm * GIB  # another compiler's memory proves nothing
     fits = limit is None or hbm <= limit
     return Facts(
         **known, fits=fits, refusal="" if fits else f"{hbm / GIB:.2f} GiB are more than the {limit / GIB:.2f} GiB of a device", seconds=seconds, hbm=hbm,
-        arguments=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes, peak=memory.peak_memory_in_bytes, executed_flops=found.flops,
+        arguments=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes, peak=memory.peak_memory_in_bytes, executed_flops=found.flops,
         cycles=found.cycles, kernels=found.kernels, collectives=_moved(found, layout.mesh), asynchronous=found.asynchronous,
         warnings=tuple(_warnings(found, run, said)),
     )  # fmt: skip

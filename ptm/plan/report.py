@@ -30,28 +30,30 @@ def as_dict(facts: Facts, topology: Topology) -> dict[str, Any]:
 
 def page(facts: Facts, topology: Topology) -> str:
     """The report of one program."""
+    compiled = "[compiled for CPUs]" if facts.note else "[compiled]"
     lines = [("topology", f"{facts.topology}, {topology.chips} devices; {facts.compiler}")]
     if facts.note:
         lines.append(("note", facts.note))
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts.mesh.items() if size > 1) or "one device"
-    lines.append(("mesh", f"{mesh}, preset {facts.preset}"))
+    lines.append(("mesh", f"{mesh}, preset {facts.preset}; recomputed in the backward pass: {facts.remat}"))
     lines.append(("parameters", f"{facts.parameters:,}; training state {size_of(facts.state_total)}, {size_of(facts.state)} a device  [computed]"))
     if not facts.hbm:
-        lines.append(("compiled", f"REFUSED after {facts.seconds:.0f} s: {facts.refusal}  [compiled]"))
+        lines.append(("compiled", f"REFUSED after {facts.seconds:.0f} s: {facts.refusal}  {compiled}"))
         return _table(lines)
-    limit = topology.chip.hbm if topology.chip else None
-    verdict = f"fits in {limit:.2f} GiB" if facts.fits and limit else "compiles" if facts.fits else f"DOES NOT FIT: {facts.refusal}"
-    lines.append(("compiled", f"{verdict}; in {facts.seconds:.0f} s  [compiled]"))
-    memory = f"{size_of(facts.hbm)} (arguments {size_of(facts.arguments)} + temporary {size_of(facts.temporary)}; at its peak {size_of(facts.peak)})"
-    lines.append(("memory", f"{memory} a device  [compiled]"))
+    limit = topology.chip.hbm if topology.chip and not facts.note else None
+    verdict = f"DOES NOT FIT: {facts.refusal}" if not facts.fits else f"fits in {limit:.2f} GiB" if limit else "compiles"
+    lines.append(("compiled", f"{verdict}; in {facts.seconds:.0f} s  {compiled}"))
+    parts = {"arguments": facts.arguments, "temporary": facts.temporary, "outputs": facts.outputs}
+    memory = f"{size_of(facts.hbm)} ({' + '.join(f'{name} {size_of(size)}' for name, size in parts.items())}; at its peak {size_of(facts.peak)})"
+    lines.append(("memory", f"{memory} a device  {compiled}"))
     lines.append(("", "of the training step alone: evaluation, checkpoints and batches in flight come on top"))
     model, executed, ratio = _flops(facts.model_flops), _flops(facts.executed_flops), facts.executed_flops / facts.model_flops
-    lines.append(("FLOPs", f"model {model} a device and step  [formula]; executed {executed}, {ratio:.2f}x  [compiled]"))
+    lines.append(("FLOPs", f"model {model} a device and step  [formula]; executed {executed}, {ratio:.2f}x  {compiled}"))
     if facts.kernels:
         kernels = ", ".join(f"{name} x{calls}" for name, calls in facts.kernels.items())
-        lines.append(("kernels", f"{kernels}  [compiled]; their FLOPs and cycles are in no other figure"))
+        lines.append(("kernels", f"{kernels}  {compiled}; their FLOPs and cycles are in no other figure"))
     for moved in facts.collectives:
-        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {size_of(moved.bytes)}  [compiled]"))
+        lines.append(("collectives", f"{moved.kind} over {moved.axes}: {moved.calls} calls, {size_of(moved.bytes)}  {compiled}"))
     if facts.collectives:
         lines.append(("", f"{facts.asynchronous} of these calls are asynchronous"))
     lines += [("warning", warning) for warning in facts.warnings]
