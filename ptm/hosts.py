@@ -15,10 +15,12 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +35,7 @@ from ptm import fields, processes
 from ptm.fields import ConfigError
 from ptm.processes import Place
 
-USAGE = 2
+USAGE, INTERRUPTED = 2, 75
 LOOK = 0.5  # seconds between two looks at whether another process failed
 GRACE = 5.0  # seconds in which all processes should have seen that
 PATIENCE = 60.0  # seconds after which process 0 says for whom it waits
@@ -167,6 +169,7 @@ def joined(place: Place, *, told: Callable[[BaseException], tuple[str, int]]) ->
             stack.enter_context(contextlib.redirect_stdout(silent))
             stack.enter_context(contextlib.redirect_stderr(silent))
             logging.getLogger().setLevel(logging.ERROR)
+        signal.signal(signal.SIGTERM, lambda *_: fail("SIGTERM: nothing was begun that is lost. Start the same command again.", INTERRUPTED))
         threading.Thread(target=_watch, name="hosts", daemon=True).start()
         try:
             yield
@@ -233,9 +236,11 @@ def _detected(place: Place) -> Place:
     if None not in (place.coordinator, place.processes, place.process):
         return place
     try:
-        coordinator, count, number, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            place.coordinator, place.processes, place.process, [], None, place.join_timeout
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # in every pod it warns of what only those of a Job need
+            coordinator, count, number, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                place.coordinator, place.processes, place.process, [], None, place.join_timeout
+            )
     except Exception as error:  # of whatever library it asks
         raise ConfigError(
             f"the cluster that this process runs in cannot be asked for its other processes ({type(error).__name__}: {error}). Give --coordinator, --processes and "

@@ -1,6 +1,7 @@
 """`ptm train --seeds=N`: the same run under N seeds, and what their final metrics say together."""
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -41,7 +42,7 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
     for seed, folder in folders.items():
         this = dataclasses.replace(config, seed=seed)
         train.check_resume(this, folder, allow_change)
-        if hosts.first(lambda: config.train.steps in steps_in(folder / "ckpt")):
+        if config.train.steps in hosts.first(functools.partial(steps_in, folder / "ckpt")):
             _say(f"Seed {seed} is finished: {folder}.")
             continue
         _say(f"Seed {seed}, {seed - config.seed + 1} of {count}: {folder}.")

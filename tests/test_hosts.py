@@ -24,7 +24,10 @@ from ptm.fields import ConfigError
 from ptm.processes import Place
 
 LIMIT = 120.0  # seconds after which children count as hanging and are killed
-STEPS = 14
+STEPS = 8
+SHORT = {"train.steps": STEPS, "train.microbatches": 1, "checkpoint.every": 3, "evals.validation.every": STEPS, "log.every": 1}
+WORDS = tuple(f"--config.{key}={value}" for key, value in SHORT.items())
+CHANGES = {key.replace(".", "__"): value for key, value in SHORT.items()}
 several = pytest.mark.hosts
 
 
@@ -41,19 +44,29 @@ def text(tmp_path_factory) -> Path:
     return runs.corpus(tmp_path_factory.mktemp("text") / "corpus.txt")
 
 
-def start(folder: Path, *words: str, processes: int, devices: int, own: Sequence[Sequence[str]] | None = None, **env: str) -> list[subprocess.Popen]:
-    """`ptm WORDS` in so many processes of so many devices each; their output goes to files in `folder`. `own` are words of single processes."""
-    folder.mkdir(exist_ok=True)
+def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
-        port = taken.getsockname()[1]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | env
+        return taken.getsockname()[1]
+
+
+def start(
+    folder: Path, *words: str, processes: int, devices: int, own: Sequence[Sequence[str]] | None = None, launcher: Callable[[int], dict[str, str]] | None = None,
+    **env: str,
+) -> list[subprocess.Popen]:  # fmt: skip
+    """`ptm WORDS` in so many processes of so many devices each; their output goes to files in `folder`.
+
+    `own` are words of single processes; `launcher` gives the variables of each in place of flags.
+    """
+    folder.mkdir(exist_ok=True)
+    port, env = free_port(), os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | env
     children = []
     for number in range(processes):
-        place = [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={number}"]
+        place = [] if launcher else [f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={number}"]
         command = [sys.executable, "-m", "ptm.cli", *words, *place, *(own[number] if own else ())]
         with open(folder / f"{number}.out", "w") as out, open(folder / f"{number}.err", "w") as err:
-            children.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=err))
+            found = env | (launcher(number) | {"JAX_COORDINATOR_PORT": str(port)} if launcher else {})
+            children.append(subprocess.Popen(command, env=found, cwd=ROOT, stdout=out, stderr=err))
     return children
 
 
@@ -76,9 +89,14 @@ def together(folder: Path, *words: str, **options) -> list[Ended]:
 
 
 def train(kind: str, workdir: Path, text: Path, *words: str, processes: int, devices: int = 1, recipe: str = runs.__file__, **options) -> list[Ended]:
-    """`ptm train` of a kind of tests/runs.py; a process by itself is one without flags."""
-    command = ("train", f"--config={recipe}:{kind}", f"--workdir={workdir}", *words)
+    """`ptm train` of a kind of tests/runs.py."""
+    command = ("train", f"--config={recipe}:{kind}", f"--workdir={workdir}", *WORDS, *words)
     return together(workdir.with_name(f"{workdir.name}.log"), *command, processes=processes, devices=devices, PTM_TEST_TEXT=str(text), **options)
+
+
+def alone(kind: str, workdir: Path, text: Path, *, devices: int, **changes) -> None:
+    """The same in this process."""
+    assert runs.run(runs.tiny(kind, text=text, **CHANGES | changes), workdir, devices=devices) == 0
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -88,13 +106,6 @@ def rows(workdir: Path) -> list[dict]:
 def silent(ended: Ended) -> bool:
     """Whether a process wrote nothing; the library of its collectives tells of connections."""
     return not [line for line in (ended.out + ended.err).splitlines() if not line.startswith("[Gloo]")]
-
-
-def when(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + LIMIT
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert condition()
 
 
 # What needs no second process.
@@ -167,11 +178,19 @@ def test_too_little_is_refused(environment, capsys):
     assert cli.main(["train", recipe, "--processes=1", "--print_config"]) == 0
 
 
+def test_a_pod_of_an_indexed_job(environment, capsys):
+    """JAX cannot ask for the others here: it must not start as if it were alone, unless it is told to."""
+    environment(JOB_COMPLETION_INDEX="1", KUBERNETES_SERVICE_HOST="10.0.0.1")
+    recipe = f"--config={ROOT / 'configs/quickstart.py'}:gpt,tiny"
+    assert cli.main(["train", recipe, "--print_config"]) == 2 and "one of an indexed Job" in capsys.readouterr().err
+    assert cli.main(["train", recipe, "--print_config", "--processes=1"]) == 0
+
+
 def test_collective_code_stays_in_one_module():
     """Three functions of ptm/hosts.py talk to other processes; all else that is not a compiled step goes through them."""
     private = ("jax.experimental.multihost_utils", "jax._src", "jax.distributed")
     assert not [item for item in imports("ptm") if item.module.startswith(private) and item.file != "ptm/hosts.py"]
-    names = {"process_allgather", "sync_global_devices", "broadcast_one_to_all", "multihost_utils", "distributed", "wait_at_barrier", "key_value_set", "key_value_dir_get"}
+    names = set("process_allgather sync_global_devices broadcast_one_to_all multihost_utils distributed wait_at_barrier key_value_set key_value_dir_get".split())
     for file in _files("ptm"):
         used = {node.attr for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Attribute)} & names
         assert not used or file == "ptm/hosts.py", (file, used)
@@ -182,13 +201,11 @@ def test_collective_code_stays_in_one_module():
 
 def test_two_processes_train_as_one(text, tmp_path):
     """Of a device each: parameters, moments, data and metrics of one process with two devices, bit for bit (the sum of two numbers has one order)."""
-    words = ("train.steps=4", "checkpoint.every=2", "train.microbatches=1", "evals.validation.every=4", "log.every=1")
-    first, second = train("concat", tmp_path / "two", text, *(f"--config.{word}" for word in words), processes=2)
+    first, second = train("concat", tmp_path / "two", text, processes=2)
     assert first.code == second.code == 0, (first, second)
-    changes = {word.partition("=")[0].replace(".", "__"): word.partition("=")[2] for word in words}
-    assert runs.run(runs.tiny("concat", text=text, **changes), tmp_path / "one", devices=2) == 0
-    runs.assert_same(tmp_path / "two", tmp_path / "one", 4)
-    assert silent(second) and first.out.count("Finished gpt") == 1 and first.err.count("step 4/4") == 1
+    alone("concat", tmp_path / "one", text, devices=2)
+    runs.assert_same(tmp_path / "two", tmp_path / "one", STEPS)
+    assert silent(second) and first.out.count("Finished gpt") == 1 and first.err.count(f"step {STEPS}/{STEPS}") == 1
     listed = ({path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert next(listed) == next(listed), "no file is left or lacking"
     assert json.loads((tmp_path / "two/env.json").read_text())["history"][0]["devices"] == {"kind": "cpu", "count": 2, "processes": 2}
@@ -203,7 +220,7 @@ def whole(tmp_path_factory, text):
         if (kind, processes, devices) not in made:
             workdir = tmp_path_factory.mktemp("whole") / f"{kind}-{processes}-{devices}"
             if processes == 1:
-                assert runs.run(runs.tiny(kind, text=text), workdir, devices=devices) == 0
+                alone(kind, workdir, text, devices=devices)
             else:
                 ended = train(kind, workdir, text, processes=processes, devices=devices)
                 assert [one.code for one in ended] == [0] * processes, ended
@@ -229,60 +246,6 @@ def test_four_devices(kind, whole):
             assert key not in other or np.isclose(mine[key], other[key], rtol=1e-5)
 
 
-@several
-@pytest.mark.parametrize(
-    ("kind", "begin", "then", "like"),
-    [
-        ("concat", (2, 1), (1, 2), (1, 2)),
-        ("concat", (1, 2), (2, 1), (1, 2)),
-        ("mlm", (2, 1), (1, 2), (1, 2)),
-        ("spans", (2, 2), (4, 1), (2, 2)),
-    ],
-)
-def test_other_numbers_of_processes(kind, begin, then, like, text, whole, tmp_path):
-    """Stopped by a signal to one process after step 4 or so, gone on with in another number of processes: the run that nothing interrupted."""
-    expected, workdir, folder = whole(kind, *like), tmp_path / "run", tmp_path / "log"
-    command = ("train", f"--config={runs.__file__}:{kind}", f"--workdir={workdir}")
-
-    def begun(processes: int, devices: int) -> list[subprocess.Popen]:
-        return start(folder, *command, processes=processes, devices=devices, PTM_TEST_TEXT=str(text))
-
-    children = begun(*begin)
-    when(lambda: (workdir / "metrics.jsonl").exists() and '"step": 2' in runs.metrics(workdir) or any(child.poll() is not None for child in children))
-    children[-1].send_signal(signal.SIGTERM)
-    ended = finish(children, folder)
-    assert [one.code for one in ended] == [75] * begin[0], ended
-    steps = [int(path.name) for path in (workdir / "ckpt").iterdir()]
-    assert max(steps) < STEPS and f"Interrupted at step {max(steps)} of {STEPS}; saved." in ended[0].err
-    ended = finish(begun(*then), folder)
-    assert [one.code for one in ended] == [0] * then[0] and f"Continuing {workdir} from step {max(steps)} of {STEPS}." in ended[0].err, ended
-    runs.assert_same(workdir, expected, STEPS)
-
-
-@several
-def test_a_damaged_checkpoint(text, whole, tmp_path):
-    """All processes go on from the step before it."""
-    workdir = tmp_path / "run"
-    shutil.copytree(whole("concat", 2, 1), workdir)
-    shutil.rmtree(workdir / "ckpt" / str(STEPS))
-    (workdir / "ckpt/12/data/stream-00003.json").write_text("{}")
-    ended = train("concat", workdir, text, processes=2)
-    assert [one.code for one in ended] == [0, 0], ended
-    assert "it is kept as 12.damaged-1" in ended[0].err and f"Continuing {workdir} from step 6 of {STEPS}." in ended[0].err and silent(ended[1])
-    runs.assert_same(workdir, whole("concat", 2, 1), STEPS)
-
-
-@several
-def test_a_signal_before_the_first_step(text, tmp_path):
-    """To one process ends all, at once and resumable."""
-    workdir, folder = tmp_path / "run", tmp_path / "log"
-    children = start(folder, "train", f"--config={runs.__file__}:concat", f"--workdir={workdir}", processes=2, devices=1, PTM_TEST_TEXT=str(text))
-    when(lambda: workdir.exists() or any(child.poll() is not None for child in children))
-    children[1].send_signal(signal.SIGTERM)
-    ended = finish(children, folder)
-    assert [one.code for one in ended] == [75, 75] and ended[0].err.count("SIGTERM before the first step") == 1 and silent(ended[1]), ended
-
-
 FAULTY = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -293,20 +256,23 @@ from ptm.data.loader import Loader
 from ptm.fields import ConfigError
 
 kind, _, fault = os.environ["PTM_TEST_FAULT"].partition(" ")
-mine = sys.argv[-1] == "--process=1" or "--process=1" in sys.argv
+mine = "--process=1" in sys.argv
 taken = 0
-original_next, original_setup = Loader.__next__, run.setup
+original_next = Loader.__next__
 
 def next_batch(self):
     global taken
     taken += 1
-    if taken == 5:
-        if fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+    if taken == 4:
+        if fault == "SIGKILL" or fault == "SIGTERM":
+            os.kill(os.getpid(), signal.Signals[fault])
+            return original_next(self)
         raise {{"config": ConfigError, "bug": ZeroDivisionError}}[fault]("this is what went wrong")
     return original_next(self)
 
 def setup(*args, **options):
+    if fault == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
     raise ConfigError("this is what went wrong")
 
 if mine and kind == "batch":
@@ -319,24 +285,73 @@ def get_config(argument):
 """
 
 
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory) -> str:
+    """A recipe that goes wrong in process 1, at set-up or at the fourth batch, as PTM_TEST_FAULT says."""
+    path = tmp_path_factory.mktemp("recipe") / "faulty.py"
+    path.write_text(FAULTY.format(tests=str(ROOT / "tests")))
+    return str(path)
+
+
+@several
+@pytest.mark.parametrize(
+    ("kind", "begin", "then", "like"),
+    [
+        ("concat", (2, 1), (1, 2), (1, 2)),
+        ("mlm", (2, 1), (2, 1), (1, 2)),
+        ("spans", (1, 2), (2, 1), (1, 2)),
+        ("concat", (2, 2), (4, 1), (2, 2)),
+    ],
+)
+def test_other_numbers_of_processes(kind, begin, then, like, text, faulty, whole, tmp_path):
+    """Stopped by a signal to one process at its fourth batch, gone on with in another number of processes: the run that nothing interrupted."""
+    expected, workdir = whole(kind, *like), tmp_path / "run"
+    if begin[0] == 1:
+        with runs.at_batch(5, runs.stop):
+            assert runs.run(runs.tiny(kind, text=text, **CHANGES), workdir, devices=begin[1]) == 75
+    else:
+        ended = train(kind, workdir, text, processes=begin[0], devices=begin[1], recipe=faulty, PTM_TEST_FAULT="batch SIGTERM")
+        assert [one.code for one in ended] == [75] * begin[0] and all(map(silent, ended[1:])), ended
+        assert "Another process was asked to stop." in ended[0].err and f"Interrupted at step 5 of {STEPS}; saved." in ended[0].err, ended
+    assert sorted(path.name for path in (workdir / "ckpt").iterdir()) == ["3", "5"]
+    if then[0] == 1:
+        alone(kind, workdir, text, devices=then[1])
+    else:
+        ended = train(kind, workdir, text, processes=then[0], devices=then[1])
+        assert [one.code for one in ended] == [0] * then[0] and f"Continuing {workdir} from step 5 of {STEPS}." in ended[0].err, ended
+    runs.assert_same(workdir, expected, STEPS)
+
+
+@several
+def test_a_damaged_checkpoint(text, whole, tmp_path):
+    """All processes go on from the step before it."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole("concat", 2, 1), workdir)
+    shutil.rmtree(workdir / "ckpt" / str(STEPS))
+    (workdir / "ckpt/6/data/stream-00003.json").write_text("{}")
+    ended = train("concat", workdir, text, processes=2)
+    assert [one.code for one in ended] == [0, 0], ended
+    assert "it is kept as 6.damaged-1" in ended[0].err and f"Continuing {workdir} from step 3 of {STEPS}." in ended[0].err and silent(ended[1])
+    runs.assert_same(workdir, whole("concat", 2, 1), STEPS)
+
+
 @several
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [("setup config", 2), ("batch config", 2), ("batch bug", 1), pytest.param("batch kill", None, marks=pytest.mark.slow)],
+    [("setup config", 2), ("setup SIGTERM", 75), ("batch config", 2), ("batch bug", 1), pytest.param("batch SIGKILL", None, marks=pytest.mark.slow)],
 )
-def test_a_fault_of_one_process_ends_all(fault, code, text, tmp_path):
+def test_a_fault_of_one_process_ends_all(fault, code, text, faulty, tmp_path):
     """With its exit code and one message; a process that is gone without a word is missed by JAX, which takes 100 seconds."""
-    recipe = tmp_path / "faulty.py"
-    recipe.write_text(FAULTY.format(tests=str(ROOT / "tests")))
     begun = time.monotonic()
-    ended = train("concat", tmp_path / "run", text, processes=2, recipe=str(recipe), PTM_TEST_FAULT=fault)
-    if code is None:
+    ended = train("concat", tmp_path / "run", text, processes=2, recipe=faulty, PTM_TEST_FAULT=fault)
+    if fault == "batch SIGKILL":
         assert ended[1].code == -signal.SIGKILL and ended[0].code != 0 and "another task died" in ended[0].err, ended
         return
     assert [one.code for one in ended] == [code, code] and time.monotonic() - begun < 60, ended
-    told = "".join(one.err for one in ended)
-    assert told.count("this is what went wrong") == 1 + told.count('"this is what went wrong"') and f"process 1 ({socket.gethostname()}) failed:" in ended[0].err, ended
-    assert silent(ended[1]) and ("Traceback" in told) == (fault == "batch bug")
+    told, what = ended[0].err, "SIGTERM before the first step" if fault == "setup SIGTERM" else "this is what went wrong"
+    assert f"ptm: process 1 ({socket.gethostname()}) failed:" in told and silent(ended[1]), ended
+    assert told.count(what) == (2 if fault == "batch bug" else 1), ended  # a traceback quotes the line
+    assert ("Traceback" in told) == (fault == "batch bug")
 
 
 @several
@@ -364,23 +379,23 @@ def test_others_that_do_not_come(text, tmp_path):
 @several
 def test_tokenizer_is_trained_once(text, tmp_path):
     """The others read it from the workdir."""
-    words = ("--config.tokenizer.kind=sentencepiece", "--config.tokenizer.vocab_size=60", "--config.train.steps=2", "--config.evals.validation.every=2")
+    words = ("--config.tokenizer.kind=bpe", "--config.tokenizer.vocab_size=270")
     ended = train("concat", tmp_path / "two", text, *words, processes=2)
     assert [one.code for one in ended] == [0, 0], ended
-    config = runs.tiny("concat", text=text, tokenizer__kind="sentencepiece", tokenizer__vocab_size=60, train__steps=2, evals__validation__every=2)
-    assert runs.run(config, tmp_path / "one", devices=2) == 0
-    runs.assert_same(tmp_path / "two", tmp_path / "one", 2)
+    alone("concat", tmp_path / "one", text, devices=2, tokenizer__kind="bpe", tokenizer__vocab_size=270)
+    runs.assert_same(tmp_path / "two", tmp_path / "one", STEPS)
 
 
 @several
 @pytest.mark.parametrize("recipe", ["text.py:classify", "ner.py:conll2003", "squad.py:squad2", "summarization.py:aeslc", "superglue.py:copa"])
 def test_answers(recipe, tmp_path):
     """Evaluation of two processes in the loop and by itself: metrics and predictions of one process with two devices, whole, in order, written once."""
-    command = ("train", f"--config={ROOT / 'configs/finetune'}/{recipe},tiny", "--config.train.steps=2")
+    command = ("train", f"--config={ROOT / 'configs/finetune'}/{recipe},tiny", "--config.train.steps=2", "--config.schedule.warmup_steps=1")
     ended = together(tmp_path / "log", *command, f"--workdir={tmp_path / 'two'}", processes=2, devices=1)
     assert [one.code for one in ended] == [0, 0], ended
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
-    subprocess.run([sys.executable, "-m", "ptm.cli", *command, f"--workdir={tmp_path / 'one'}"], env=env, cwd=ROOT, check=True, capture_output=True, timeout=LIMIT)
+    words = [sys.executable, "-m", "ptm.cli", *command, f"--workdir={tmp_path / 'one'}"]
+    subprocess.run(words, env=env, cwd=ROOT, check=True, capture_output=True, timeout=LIMIT)
     predictions = {path.name: path.read_text() for path in (tmp_path / "one/predictions").iterdir()}
     assert predictions and predictions == {path.name: path.read_text() for path in (tmp_path / "two/predictions").iterdir()}
     assert runs.metrics(tmp_path / "two") == runs.metrics(tmp_path / "one")
@@ -395,12 +410,26 @@ def test_answers(recipe, tmp_path):
 
 @several
 def test_seeds(text, tmp_path):
-    words = ("--config.train.steps=2", "--config.evals.validation.every=2", "--seeds=2")
-    ended = train("concat", tmp_path / "runs", text, *words, processes=2)
+    ended = train("concat", tmp_path / "runs", text, "--seeds=2", processes=2)
     assert [one.code for one in ended] == [0, 0] and silent(ended[1]), ended
     assert len(json.loads((tmp_path / "runs/seeds.json").read_text())["rows"]) == 2
-    ended = train("concat", tmp_path / "runs", text, *words, processes=2)
+    ended = train("concat", tmp_path / "runs", text, "--seeds=2", processes=2)
     assert [one.code for one in ended] == [0, 0] and ended[0].out.count("is finished") == 2, ended
+
+
+@several
+@pytest.mark.parametrize("launcher", ["SLURM", "Open MPI"])
+def test_launchers(launcher, text, tmp_path):
+    """What they set is enough: nothing is given."""
+
+    def variables(number: int) -> dict[str, str]:
+        if launcher == "SLURM":
+            return SRUN | {"SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_STEP_TASKS_PER_NODE": "2"}
+        mine = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": str(number)}
+        return {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911", **mine}
+
+    ended = train("concat", tmp_path / "run", text, "--print_config", processes=2, launcher=variables)
+    assert [one.code for one in ended] == [0, 0] and ended[0].out.count("  seed = 0") == 1 and silent(ended[1]), ended
 
 
 @several
