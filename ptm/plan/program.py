@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -131,8 +130,9 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
 
 def _exhausted(text: str) -> str:
     """The compiler's own words on what does not fit."""
-    found = re.search(r"(Used [^.]*\.\w+ of [^.]*\.\w+ hbm[^.]*\.\w*[^.]*)\.|([\d.]+[KMGT]? ?\w* exceeds[^.]*\.[^.]*\))", text)
-    return next(filter(None, found.groups()), "") if found else text.splitlines()[0][:300]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in lines if "exceeds" in line or "Exceeded" in line), lines[0])
+    return said.partition("RESOURCE_EXHAUSTED: ")[2] or said
 
 
 def axes_of(members: tuple[int, ...], mesh: jax.sharding.Mesh) -> str:
