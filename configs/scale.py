@@ -37,7 +37,7 @@ def get_config(argument: str = ""):
         objective=objective,
         evals={"validation": loss.Config(every=2000, batches=20)},
         train=Train(steps=100_000, batch_size=8192 // positions * DEVICES),
-        data=Data(source=("jsonl:corpus/*.jsonl",), length=length),
+        data=Data(length=length),
         tokenizer=Tokenizer(kind="sentencepiece" if is_t5 else "wordpiece" if chosen == "bert_large" else "bpe", vocab_size=pieces, sentinels=100 if is_t5 else 0),
         optimizer=Optimizer(name="adafactor", learning_rate=0.01, weight_decay=0.0) if is_t5 else Optimizer(learning_rate=2e-4, weight_decay=0.1, b2=0.95),
         schedule=Schedule(name="rsqrt" if is_t5 else "cosine", warmup_steps=2000, final_factor=0.0 if is_t5 else 0.1),
