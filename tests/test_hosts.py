@@ -199,6 +199,7 @@ def test_collective_code_stays_in_one_module():
 # Two processes and four.
 
 
+@several
 def test_two_processes_train_as_one(text, tmp_path):
     """Of a device each: parameters, moments, data and metrics of one process with two devices, bit for bit (the sum of two numbers has one order)."""
     first, second = train("concat", tmp_path / "two", text, processes=2)
@@ -231,7 +232,7 @@ def whole(tmp_path_factory, text):
 
 
 @several
-@pytest.mark.parametrize("kind", ["concat", "mlm", "memory", "spans"])
+@pytest.mark.parametrize("kind", ["concat", pytest.param("mlm", marks=pytest.mark.slow), "memory", pytest.param("spans", marks=pytest.mark.slow)])
 def test_four_devices(kind, whole):
     """In two processes or four the same bits; in one process the devices' sums are added in another order, and nothing else differs."""
     two, four, one = whole(kind, 2, 2), whole(kind, 4, 1), whole(kind, 1, 4)
@@ -298,7 +299,7 @@ def faulty(tmp_path_factory) -> str:
     ("kind", "begin", "then", "like"),
     [
         ("concat", (2, 1), (1, 2), (1, 2)),
-        ("mlm", (2, 1), (2, 1), (1, 2)),
+        pytest.param("mlm", (2, 1), (2, 1), (1, 2), marks=pytest.mark.slow),
         ("spans", (1, 2), (2, 1), (1, 2)),
         ("concat", (2, 2), (4, 1), (2, 2)),
     ],
