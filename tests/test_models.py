@@ -15,6 +15,7 @@ from ptm.models import MODELS
 from ptm.nn import masks
 from ptm.nn.context import Context
 from ptm.nn.heads import COMMON_HEADS
+from ptm.nn.norm import Norm
 
 FAMILIES = list(zoo.CONFIGS)
 # Variants of a family repeat what takes long in the full cross product only.
@@ -245,19 +246,44 @@ def test_flops_formula_counts_what_the_program_does(family):
     np.testing.assert_allclose(formula, traced(2) - traced(1), rtol=1e-6)
 
 
-def dot_flops(jaxpr) -> float:
-    """2 x multiply-adds of every dot_general of a program, loops included."""
+@pytest.mark.parametrize("mean", [0.0, 10.0, 100.0])
+def test_layer_norm_in_one_pass_is_exact_to_the_rounding_of_its_output(mean):
+    """In bfloat16 both moments are of one pass over x: the same as in float64, up to the last digit, however far the mean lies from 0."""
+    x = jnp.asarray(np.random.default_rng(0).normal(mean, 1.0, (64, 768)), jnp.bfloat16)
+    norm = Norm("layer", 1e-5)
+    found = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x), np.float64)
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(axis=-1, keepdims=True)) / np.sqrt(exact.var(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, exact, rtol=2.0**-8, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama", "t5", "xlnet"])
+def test_remat_dots_computes_no_product_again(family):
+    """Of layers' products without batch dimensions, a step under `dots` has as many as without recomputation, and under `full` more."""
+    name = zoo.HOME[family]
+    objective, params, batch = zoo.objective(name, family), zoo.params(family, heads=zoo.objective(name, family).heads), zoo.batch(name, family)
+
+    def traced(policy):
+        made = zoo.model(family, heads=objective.heads, remat=policy)
+        step = jax.grad(lambda params: sum(objective.loss(made, params, batch, rng=jax.random.key(0), carry=None, train=True)[0].values()))
+        return dot_flops(jax.make_jaxpr(step)(params).jaxpr, batched=False)
+
+    assert traced("none") == traced("dots") < traced("full")
+
+
+def dot_flops(jaxpr, *, batched: bool = True) -> float:
+    """2 x multiply-adds of every dot_general of a program, loops included; without `batched` only of those without batch dimensions."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
+            (contract, _), (batch, _) = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            total += 2.0 * np.prod(equation.outvars[0].aval.shape) * np.prod([left[d] for d in contract])
+            total += (batched or not batch) * 2.0 * np.prod(equation.outvars[0].aval.shape) * np.prod([left[d] for d in contract])
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
-                total += times * dot_flops(inner) if hasattr(inner, "eqns") else 0.0
+                total += times * dot_flops(inner, batched=batched) if hasattr(inner, "eqns") else 0.0
     return total
 
 

@@ -11,12 +11,13 @@ import logging
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ptm.fields import ConfigError
 from ptm.nn import kernels
 from ptm.nn.context import Context
 from ptm.nn.kernels import heads_first
-from ptm.nn.linear import Linear
+from ptm.nn.linear import PRODUCT, Linear
 from ptm.nn.masks import Mask
 from ptm.nn.norm import Norm
 from ptm.nn.position import RotaryConfig, rotate
@@ -141,11 +142,12 @@ def attend(
     rng: jax.Array | None = None,
     decoding: bool = False,
     maps: bool = False,
+    named: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Attention out_BLHK, the largest logit (None where the backend does not show it), and with `maps` the weights [B, H, L, T], float32, before dropout.
 
     When `decoding`, keys and values are `heads_first`, as a cache holds them. `dropout` drops attention weights with `rng`; `bias_BHLT`, which rows may
-    share (B = 1), is added to the scaled logits. Raises ConfigError if the configured backend cannot honour the call.
+    share (B = 1), is added to the scaled logits. With `named`, queries, keys and values get the name PRODUCT as the kernel wants them laid out. Raises ConfigError if the configured backend cannot honour the call.
     """
     layout = context.layout
     if not decoding:  # queries that lie apart need the keys of all positions
@@ -157,23 +159,23 @@ def attend(
         maps=maps,
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "auto", request)
-    if backend == "cudnn":  # which knows of groups itself
-        return kernels.cudnn(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale), None, None
-    if backend == "splash":  # and so does this one
+    name = functools.partial(checkpoint_name, name=PRODUCT) if named else lambda x: x
+    if HOMES.get(backend, ("", ""))[0] == "tpu":
         from ptm.nn import pallas  # only TPUs need it, and it takes a while to load
 
-        return pallas.splash(q_BLHK, k_BTHK, v_BTHK, mask=mask, scale=scale, layout=layout), None, None
+        arrays = tuple(name(heads_first(x)) for x in (q_BLHK * scale, k_BTHK, v_BTHK))
+        if backend == "splash":
+            return pallas.splash(*arrays, mask=mask, layout=layout), None, None
+        return pallas.flash(*arrays, mask=mask, bias_BHLT=bias_BHLT, layout=layout), None, None
+    q_BLHK, k_BTHK, v_BTHK = name(q_BLHK), name(k_BTHK), name(v_BTHK)
+    if backend == "cudnn":  # which knows of groups itself
+        return kernels.cudnn(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale), None, None
     if not decoding:
         heads = q_BLHK.shape[2]
-        if backend != "flash" and layout.mesh.size == 1 or backend == "chunked" and request.split and not dropout:
-            k_BTHK, v_BTHK = (copied(x, heads=heads, layout=layout) for x in (k_BTHK, v_BTHK))
-        else:  # flash knows of no groups; XLA splits the heads of queries and keys over devices as one
+        if layout.mesh.size == 1 or backend == "chunked" and request.split and not dropout:
+            k_BTHK, v_BTHK = (copied(x, heads=heads, layout=layout, axis=2) for x in (k_BTHK, v_BTHK))
+        else:  # XLA splits the heads of queries and keys over devices as one
             k_BTHK, v_BTHK = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k_BTHK, v_BTHK))
-    if backend == "flash":
-        from ptm.nn import pallas
-
-        return pallas.flash(q_BLHK, k_BTHK, v_BTHK, mask=mask, bias_BHLT=bias_BHLT, scale=scale, layout=layout), None, None
-    if not decoding:
         k_BTHK, v_BTHK = heads_first(k_BTHK), heads_first(v_BTHK)
     options = {"mask": mask, "bias_BHLT": bias_BHLT, "scale": scale, "dropout": dropout, "rng": rng}
     if backend == "chunked":
@@ -205,7 +207,8 @@ class Attention(nn.Module):
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads or c.num_heads, c.head_dim)
 
         def project(name: str, x: jax.Array, outputs: tuple[int, int], std: float) -> jax.Array:
-            return constrain(Linear(self.context, (c.width,), outputs, std, "qkv" in c.biases, name=name)(x), "batch", "length", "heads", None)
+            y = Linear(self.context, (c.width,), outputs, std, "qkv" in c.biases, named=c.qk_norm, name=name)(x)
+            return constrain(y, "batch", "length", "heads", None)
 
         def placed(name: str, x: jax.Array) -> jax.Array:
             x = Norm("rms", c.norm_eps, name=f"{name}_rms")(x) if c.qk_norm else x
@@ -231,7 +234,7 @@ class Attention(nn.Module):
         dropout = c.attention_dropout if train else 0.0
         out_BLHK, largest, maps_BHLT = attend(
             q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_BHLT, scale=c.scale, dropout=dropout,
-            rng=self.make_rng("dropout") if dropout else None, decoding=known is not None, maps=self.maps,
+            rng=self.make_rng("dropout") if dropout else None, decoding=known is not None, maps=self.maps, named=not c.qk_norm,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)
         out_BLD = Linear(self.context, heads, (c.width,), c.attention_out_std, "out" in c.biases, name="out")(out_BLHK)

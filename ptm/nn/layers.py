@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm.nn.context import Context
+from ptm.nn.linear import PRODUCT
 
 MOVES = ("sharding_constraint", "convert_element_type", "slice", "dynamic_slice", "squeeze", "reshape")  # operations that only move or round values
 
@@ -27,7 +28,7 @@ def computed(primitive: Any, *avals: Any, **params: Any) -> bool:
     return primitive.name not in MOVES
 
 
-POLICIES = {"none": computed, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+POLICIES = {"none": computed, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT), "full": None}
 
 
 @dataclasses.dataclass(frozen=True)

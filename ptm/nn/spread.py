@@ -27,10 +27,10 @@ def shares(layout: Layout, axes: tuple[str, ...]) -> int:
     return math.prod(layout.mesh.shape[axis] for axis in axes)
 
 
-def copied(k_BTHK: jax.Array, *, heads: int, layout: Layout) -> jax.Array:
-    """Keys or values in as many copies of each head as it takes to divide them over the devices that share `heads` of queries."""
+def copied(keys: jax.Array, *, heads: int, layout: Layout, axis: int) -> jax.Array:
+    """Keys or values in as many copies of each head (dimension `axis`) as it takes to divide them over the devices that share `heads` of queries."""
     parts = shares(layout, axes_of(layout, "heads", heads))
-    return jnp.repeat(k_BTHK, parts // math.gcd(k_BTHK.shape[2], parts), axis=2)
+    return jnp.repeat(keys, parts // math.gcd(keys.shape[axis], parts), axis=axis)
 
 
 def mask_words(mask: Mask) -> Mask:

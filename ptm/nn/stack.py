@@ -88,7 +88,8 @@ class Stack(nn.Module):
             outputs = jax.tree.map(lambda *parts: jnp.stack(parts), *((None, *out[1:]) for out in outputs))
         _, tops_N, maps_NBHLT, cross_maps_NBHLT, states_NBLD = outputs
         if c.prenorm:
-            x_BLD = Norm(c.norm, c.norm_eps, "norm" in c.biases, name="final_norm")(x_BLD)
+            # As an array: XLA on TPUs would else compute it again within each product of the vocabulary's logits.
+            x_BLD = jax.lax.optimization_barrier(Norm(c.norm, c.norm_eps, "norm" in c.biases, name="final_norm")(x_BLD))
         if states:
             states_NBLD = jnp.concatenate([start_BLD[None], states_NBLD[:-1], x_BLD[None]])
         return Output(
