@@ -8,12 +8,13 @@ each program is added to benchmarks/results/plans.jsonl; the compiler's version 
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from ptm.plan.options import parse_topology
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/plans.jsonl"
@@ -25,8 +26,7 @@ GIB = 2**30
 
 def plan(model: str, topology: str, changes: list[str], timeout: float) -> dict[str, Any]:
     """The facts of a model on a topology, or why there are none."""
-    chips = math.prod(map(int, topology.rpartition(":")[2].split("x")))
-    words = [f"--config.train.batch_size={8192 // POSITIONS[model] * chips}", *(f"--config.{change}" for change in changes)]
+    words = [f"--config.train.batch_size={8192 // POSITIONS[model] * parse_topology(topology).chips}", *(f"--config.{change}" for change in changes)]
     command = [sys.executable, "-m", "ptm.cli", "plan", f"--config=configs/scale.py:{model}", f"--topology={topology}", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)

@@ -20,11 +20,12 @@ from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.models import bert
 from ptm.objectives import classify, distillation, mlm
-from ptm.plan import hlo, options, program, report, search
+from ptm.plan import devices, hlo, options, program, report, search
 from ptm.plan.devices import Devices, devices_of
 
 ROOT = Path(__file__).parent.parent
 WIDTH, LAYERS = 16, 5
+needs_cuda = pytest.mark.skipif(not devices.cuda_compiler(), reason="the compiler of GPUs is not installed (extra plan_gpu)")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra plan)")
 
 
@@ -313,3 +314,17 @@ def test_tpu_compiler():
     assert np.isclose(found["scan"]["executed_flops"], found["unrolled"]["executed_flops"], rtol=0.01)
     assert found["scan"]["cycles"] > 0 and "all-gather" in {moved["kind"] for moved in found["scan"]["collectives"]}
     assert not found["huge"]["fits"] and "RESOURCE" not in found["huge"]["refusal"] and found["huge"]["refusal"]
+
+
+@pytest.mark.plan
+@needs_cuda
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_gpu_compiler(family):
+    """Of H100s, without one: fused attention, with T5's bias too, is traced, split and compiled, with its backward pass."""
+    words = ["--config.compute.dtype=bfloat16", "--config.mesh.fsdp=8", "--config.mesh.data=1", "--config.train.batch_size=8"]
+    command = [sys.executable, "-m", "ptm.cli", "plan", f"--config={ROOT}/configs/quickstart.py:{family},tiny", "--topology=gpu:h100x8", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and found["executed_flops"] > 0.5 * found["model_flops"]
+    assert any("fmha" in name for name in found["kernels"]) and any("fmha" in name and "Backward" in name for name in found["kernels"]), found["kernels"]

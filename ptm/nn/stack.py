@@ -1,5 +1,6 @@
 """A stack of Transformer layers with what surrounds them: relative bias, final norm, cache."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -61,13 +62,14 @@ class Stack(nn.Module):
         if self.relative is not None:
             bias_BHLT = RelativeBias(self.relative, c.num_heads, name="relative_bias")(*mask.indices())
 
-        def block(kind: LayerKind) -> Block:
+        def block(kind: LayerKind, context: Context = context) -> Block:
             return Block(c, context, kind, train, maps, parent=None)
 
         def make(rng: jax.Array) -> Any:
-            # Layers that now encode and now decode are made whole, whichever comes first.
+            # Layers that now encode and now decode are made whole, whichever comes first. Parameters are drawn for all layers at once, and fused kernels
+            # of attention cannot be mapped over layers.
             memory = (x_BLD, mask) if c.cross and memory_BID is None else (memory_BID, memory_mask)
-            return block(kinds[-1]).init({"params": rng, "dropout": rng}, x_BLD, None, 0, mask, bias_BHLT, positions_BL, *memory)["params"]
+            return block(kinds[-1], dataclasses.replace(context, attention="xla")).init({"params": rng, "dropout": rng}, x_BLD, None, 0, mask, bias_BHLT, positions_BL, *memory)["params"]
 
         def apply(kind: LayerKind, params: Any, x_BLD: jax.Array, item: Any, index: Any, rng: jax.Array | None) -> tuple[jax.Array, Any]:
             rngs = None if rng is None else {"dropout": rng}

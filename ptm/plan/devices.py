@@ -47,13 +47,19 @@ def devices_of(topology: Topology) -> Devices:
         jax.config.update("jax_enable_compilation_cache", False)  # programs that nothing here can run cannot be read back
     if topology.platform == "tpu" and _installed("libtpu"):
         return Devices(_tpus(topology), f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}")
-    if topology.platform == "gpu" and (plugin := next((name for name in ("jax-cuda13-pjrt", "jax-cuda12-pjrt") if _distributed(name)), None)):
-        return Devices(_gpus(topology), f"jax {jax.__version__}, {plugin} {metadata.version(plugin)}")
+    if topology.platform == "gpu" and (compiler := cuda_compiler()):
+        return Devices(_gpus(topology), f"jax {jax.__version__}, " + ", ".join(f"{name} {metadata.version(name)}" for name in compiler))
     compiler, note = f"jax {jax.__version__}, CPU", ""
     if topology.platform != "cpu":
         extra = "plan" if topology.platform == "tpu" else "plan_gpu"
         note = f"the compiler of {topology.kind} is not installed (extra {extra}: pip install -e '.[{extra}]'): compiled for fake CPU devices, which have other kernels and buffers, so nothing here says that it fits"
     return Devices(_cpus(topology.chips), compiler, note)
+
+
+def cuda_compiler() -> tuple[str, ...]:
+    """The packages that compile for GPUs here, of the newest CUDA that has them all; without cuDNN fused attention cannot even be traced."""
+    ways = ((f"jax-cuda{cuda}-pjrt", f"nvidia-cudnn-cu{cuda}") for cuda in (13, 12))
+    return next((names for names in ways if all(map(_distributed, names))), ())
 
 
 def _installed(module: str) -> bool:

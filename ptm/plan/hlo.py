@@ -58,7 +58,8 @@ class Collective:
 class Cost:
     """What one call of a program costs one device.
 
-    `cycles` are the compiler's estimates (TPU alone, else 0): they leave out kernels and the time of collectives. `kernels` are Pallas calls by name.
+    `cycles` are the compiler's estimates (TPU alone, else 0): they leave out kernels and the time of collectives. `kernels` are calls by name of what is
+    not told in the program: Pallas kernels, NVIDIA's libraries.
     """
 
     flops: int
@@ -317,10 +318,12 @@ class _Walk:
 
 
 def _kernel(rest: str) -> str | None:
-    """The name of a Pallas kernel that a custom call runs; None for other calls."""
+    """The name of a kernel, of Pallas or NVIDIA's libraries, that a custom call runs; None for other calls."""
     target = re.search(r'custom_call_target="([^"]*)"', rest)
-    if target is None or not re.search("tpu_custom_call|mosaic|triton|__gpu\\$xla.gpu.triton", target[1]):
+    if target is None or not re.search(r"tpu_custom_call|mosaic|triton|__cudnn\$|__cublas\$", target[1]):
         return None
+    if target[1].startswith("__cu"):
+        return target[1].strip("_")
     name = re.search(r'"?kernel_name"?\s*[:=]\s*\\?"([^"\\]+)', rest) or re.search(r'op_name="(?:[^"]*/)?([^"/]+)"', rest)
     return name[1] if name else target[1]
 
