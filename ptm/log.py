@@ -1,7 +1,7 @@
 """What a run writes while it goes on: rows of metrics and of clocks in the workdir, trackers, a progress line, throughput.
 
 metrics.jsonl holds deterministic values only, so that two equal runs write equal bytes; everything that a clock or a machine decides
-goes to timing.jsonl. Each line is one strict JSON object: `step` first, then sorted keys; floats as Python's repr, which reads back
+goes to timing.jsonl, and what was compiled to compiles.jsonl. Each line is one strict JSON object: `step` first, then sorted keys; floats as Python's repr, which reads back
 to the same bits; values that are not finite as the strings "nan", "inf" and "-inf".
 """
 
@@ -27,7 +27,7 @@ import jax
 from ptm import fields
 from ptm.fields import ConfigError
 
-METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+METRICS, TIMING, COMPILES = "metrics.jsonl", "timing.jsonl", "compiles.jsonl"
 NOT_FINITE = ("nan", "inf", "-inf")
 
 
@@ -163,7 +163,7 @@ WRITERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio
 
 
 class Log:
-    """The rows of one run, in WORKDIR/metrics.jsonl, WORKDIR/timing.jsonl and the named `writers`.
+    """The rows of one run, in WORKDIR/metrics.jsonl, timing.jsonl, compiles.jsonl, and the named `writers`.
 
     `resume_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts anew: all are dropped.
     With `primary` off (every process but the first) nothing is opened and nothing written.
@@ -187,7 +187,7 @@ class Log:
         name = os.path.basename(os.path.abspath(workdir))
         # Writers first: a missing package must not cost rows.
         self._writers = [cls(workdir, name=name, config=config or {}, resume_step=resume_step) for cls in classes]
-        self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING)}
+        self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING, COMPILES)}
         for path in self._paths.values():
             truncate(path, -1 if resume_step is None else resume_step)
 
@@ -202,6 +202,10 @@ class Log:
         self._write(TIMING, row(step, {"time": time.time(), **values}))
         for writer in self._writers:
             writer.write(step, {f"timing/{key}": _number(value) for key, value in values.items()})
+
+    def compiled(self, step: int, cells: Mapping[str, Any]) -> None:
+        """Writes a row of what was compiled after `step` updates; not for trackers, as it holds words."""
+        self._write(COMPILES, json.dumps({"step": step, **cells}))
 
     def _write(self, name: str, line: str) -> None:
         if name in self._paths:
@@ -310,6 +314,38 @@ class Progress:
 # Throughput.
 
 
+class Waits:
+    """Whether the devices wait for the host, between two calls of `take`: told for each step when its batch has come and just before it is dispatched.
+
+    A step is queued behind the one before it, so the devices wait only where that one has ended already when the next is given to them.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._last, self._data, self._steps, self._queued, self._waited = 0.0, 0.0, 0, 0, 0
+
+    def start(self) -> None:
+        """A batch is asked for."""
+        self._last = self._clock()
+
+    def batch(self) -> None:
+        """It has come."""
+        self._data += self._clock() - self._last
+        self._steps += 1
+
+    def dispatch(self, before: jax.Array | None) -> None:
+        """A step is about to be dispatched; `before` is of the one before it, None where the host has waited for that one's end on purpose."""
+        if before is not None:
+            self._queued += 1
+            self._waited += before.is_ready()
+
+    def take(self) -> dict[str, float]:
+        """data_seconds, the mean wait of a step for its batch, and devices_waited, the share of the steps before whose dispatch the devices had nothing to do."""
+        values = ({"data_seconds": self._data / self._steps} if self._steps else {}) | ({"devices_waited": self._waited / self._queued} if self._queued else {})
+        self._data, self._steps, self._queued, self._waited = 0.0, 0, 0, 0
+        return values
+
+
 class StepTimer:
     """Seconds a step takes, as the median over a window, from the moments at which the host knows a step to be finished.
 
@@ -379,32 +415,3 @@ def memory() -> dict[str, int]:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     return values | ({"device_peak_bytes": max(peaks)} if peaks else {})
-
-
-class CompileEvents:
-    """Counts compilations, their seconds and the persistent cache's hits and misses in this process, from creation to `close`."""
-
-    def __init__(self) -> None:
-        self._compiles, self._seconds, self._asked, self._hits = 0, 0.0, 0, 0
-        jax.monitoring.register_event_listener(self._event)
-        jax.monitoring.register_event_duration_secs_listener(self._duration)
-
-    def _event(self, event: str, **_: str | int) -> None:
-        self._asked += event == "/jax/compilation_cache/compile_requests_use_cache"
-        self._hits += event == "/jax/compilation_cache/cache_hits"
-
-    def _duration(self, event: str, seconds: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiles += 1
-            self._seconds += seconds
-
-    def totals(self) -> dict[str, float]:
-        """compiles and compile_seconds (XLA's part, loads from the cache included), cache_hits, cache_misses (asked for and not found)."""
-        # jax's own event of a miss is sent only if the result is worth storing.
-        misses = self._asked - self._hits
-        return {"compiles": self._compiles, "compile_seconds": self._seconds, "cache_hits": self._hits, "cache_misses": misses}
-
-    def close(self) -> None:
-        """Stops counting."""
-        jax.monitoring.unregister_event_listener(self._event)
-        jax.monitoring.unregister_event_duration_listener(self._duration)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, evals, hosts, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
+from ptm import checkpoint, compiles, evals, hosts, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
 from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
@@ -108,14 +108,14 @@ class Run:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         # Not on CPU: there XLA copies whatever of a donated buffer it reads twice, which costs more than the memory is worth.
         donated = () if self.layout.mesh.devices.flat[0].platform == "cpu" else (0,)
-        return self._compiled(step, shardings, out_shardings=(shardings, self.layout.replicated()), donate_argnums=donated)
+        return self._compiled(step, "state", shardings, out_shardings=(shardings, self.layout.replicated()), donate_argnums=donated)
 
     @functools.cached_property
     def eval_step(self) -> Callable[[Any, Any], Any]:
         """The compiled evaluation (params, batch) -> sums."""
         step = functools.partial(state_lib.eval_step, model=self.model, objective=self.objective)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-        return self._compiled(step, shardings, out_shardings=self.layout.replicated())
+        return self._compiled(step, "params", shardings, out_shardings=self.layout.replicated())
 
     @functools.cached_property
     def outputs_step(self) -> Callable[[Any, Any], Any]:
@@ -132,16 +132,17 @@ class Run:
         if key not in self._programs:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
             step = functools.partial(function, self.model, **options)
-            self._programs[key] = jax.jit(step, in_shardings=(shardings, self.layout.batch()), out_shardings=self.layout.replicated())
+            placed = {"in_shardings": (shardings, self.layout.batch()), "out_shardings": self.layout.replicated()}
+            self._programs[key] = compiles.jit(step, arguments=("params", "batch"), **placed)
         return self._programs[key]
 
-    def _compiled(self, step: Callable[..., Any], shardings: Any, **options: Any) -> Callable[[Any, Any], Any]:
-        """A step of what lies as `shardings` say and a batch, compiled; the parameters of a teacher are its last argument."""
+    def _compiled(self, step: Callable[..., Any], first: str, shardings: Any, **options: Any) -> Callable[[Any, Any], Any]:
+        """A step of its `first` argument, which lies as `shardings` say, and a batch, compiled; the parameters of a teacher are its last argument."""
         if self.teacher is None:
-            return jax.jit(step, in_shardings=(shardings, self.layout.batch()), **options)
+            return compiles.jit(step, arguments=(first, "batch"), in_shardings=(shardings, self.layout.batch()), **options)
         taught = jax.tree.map(lambda leaf: leaf.sharding, self.teacher.params)
-        compiled = jax.jit(step, in_shardings=(shardings, self.layout.batch(), taught), **options)
-        return lambda first, batch: compiled(first, batch, self.teacher.params)
+        compiled = compiles.jit(step, arguments=(first, "batch", "teacher"), in_shardings=(shardings, self.layout.batch(), taught), **options)
+        return lambda value, batch: compiled(value, batch, self.teacher.params)
 
     def init_params(self) -> Any:
         """Fresh parameters, made where they lie."""

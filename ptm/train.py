@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ptm import compiles as compiles_lib
 from ptm import config as config_lib
 from ptm import describe, evals, fields, hosts, labels, parallel, registry, specs, teacher
 from ptm import log as log_lib
@@ -46,7 +47,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
     steps, primary = config.train.steps, jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
-        compiles = stack.enter_context(contextlib.closing(log_lib.CompileEvents()))
+        compiles = stack.enter_context(contextlib.closing(compiles_lib.CompileEvents()))
         progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
         stop = stack.enter_context(_signals(progress))
         hosts.make_shared(workdir)
@@ -74,6 +75,13 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
         about = {**fingerprints, "config": config_lib.to_dict(config), "history": history}
 
+        def note_compiles(done: int, during: str) -> None:
+            """Writes down what was compiled since the last call; that a program of the run was compiled again is said too."""
+            for found in compiles.take():
+                log.compiled(done, {"during": during, **found.row()})
+                if found.again:
+                    progress.message(f"{_compiled_again(found)} Step {done:,}, {during}.")
+
         def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], stops: Any) -> None:
             """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
             skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
@@ -84,7 +92,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 stats = loader.stats(hosts.gather(counts))
                 log.metrics(done, stats | values | {"skipped": float(skips > 0)})
                 speed = _speed(run, timer.step_time)
-                log.timing(done, speed | compiles.totals() | log_lib.memory())
+                log.timing(done, speed | waits.take() | compiles.totals() | log_lib.memory())
                 progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
             if skips and (config.train.skip_sigma is None or skips >= config.train.max_skips):
                 checkpoints.wait()
@@ -92,15 +100,22 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
 
         if start < steps:
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
-        timer, profile = log_lib.StepTimer(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
+        note_compiles(start, "start")
+        timer, waits, profile = log_lib.StepTimer(), log_lib.Waits(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
         done, evaluated, stop.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
             progress.message("Compiling the first step.")
         for step in range(start, steps):
-            batch = run.to_device(next(loader), batch_size=config.train.batch_size, rows=rows)
+            waits.start()
+            made = next(loader)
+            waits.batch()
+            # This puts the batch on the devices while they are at the step before, since that one's metrics are not looked at until the next is queued.
+            batch = run.to_device(made, batch_size=config.train.batch_size, rows=rows)
             profile(step, pending)
+            waits.dispatch(pending[1]["loss"] if pending and step > start + 1 else None)  # the first step is waited for
             state, metrics = run.at(step).train_step(state, batch)
+            note_compiles(step, "train")
             if pending is not None:
                 record(*pending)
             done = step + 1
@@ -117,6 +132,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
             results: dict[str, float] = {}
             for name in due_evals:
                 values = run.evaluate(name, state["params"], predictions=evals.predictions_path(workdir, name, done))
+                note_compiles(done, name)
                 results |= values
                 log.metrics(done, values)
                 progress.message(_eval_line(done, name, values))
@@ -191,6 +207,11 @@ def _first_step(seconds: float, compiled: dict[str, float]) -> str:
         f"First step done {log_lib.duration(seconds)} after the start; {compiled['compiles']:.0f} compilations took "
         f"{log_lib.duration(compiled['compile_seconds'])}, {compiled['cache_hits']:.0f} of them from the cache."
     )
+
+
+def _compiled_again(found: compiles_lib.Compiled) -> str:
+    how = "loaded from the cache" if found.cached else "compiled"
+    return f"{found.function} {how} again in {log_lib.duration(found.seconds)}: {found.reason}."
 
 
 def _eval_line(done: int, name: str, values: dict[str, float]) -> str:

@@ -20,7 +20,7 @@ fields allocator
 tree sections processes
 config
 recipe
-parallel text log metrics lora hosts
+parallel text log metrics lora hosts compiles
 nn data optim
 models
 generate checkpoint hf

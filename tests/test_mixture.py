@@ -361,7 +361,7 @@ def test_each_branch_is_compiled_once(run):
             values, _ = run.at(step).train_step(values, batch)
             seen.add(run.at(step).branches[0].name)
     assert seen == {"tokens_words", "left"} and int(values["step"]) == 8
-    assert [alone.train_step._cache_size() for alone in {id(run.at(step)): run.at(step) for step in range(8)}.values()] == [1, 1]
+    assert [alone.train_step.compiled._cache_size() for alone in {id(run.at(step)): run.at(step) for step in range(8)}.values()] == [1, 1]
 
 
 def test_show_batch_shows_the_first_turn(run):

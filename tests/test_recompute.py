@@ -6,9 +6,11 @@ import logging
 import jax
 import jax.numpy as jnp
 import pytest
+import runs
 import zoo
 
-from ptm import config, recompute, registry
+from ptm import config, describe, recompute, registry
+from ptm import run as run_lib
 from ptm.config import Compute
 from ptm.fields import ConfigError
 from ptm.models import bert
@@ -69,3 +71,11 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigError, match="teacher"):
         taught = object.__new__(distillation.Distillation)
         recompute.choose(lambda policy: None, [taught], {}, lambda *_: {}, rows=1, budget=1.0, parts=1)
+
+
+def test_what_was_chosen_is_recorded(tmp_path):
+    """A session of a run tells the policy, not that it was left to a budget."""
+    text = runs.corpus(tmp_path / "text.txt")
+    for budget, policy in (("1.0", "none"), ("0.0", "full")):
+        run = run_lib.setup(runs.tiny("concat", text=text, compute__remat="auto", compute__remat_budget=budget), devices=jax.devices()[:1])
+        assert describe.session(run, 0, {})["remat"] == policy

@@ -48,7 +48,7 @@ def rows(workdir: Path) -> list[dict]:
 def test_workdir(finished, text):
     """The files of docs/design.md, section 7, each with what it must hold."""
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", "diff.txt", "env.json", "params.txt", "metrics.jsonl", "timing.jsonl", "ckpt", "tokenizer"}
+    assert names == {"config.json", "diff.txt", "env.json", "params.txt", "metrics.jsonl", "timing.jsonl", "compiles.jsonl", "ckpt", "tokenizer"}
     config = json.loads((finished / "config.json").read_text())
     assert config["train"]["steps"] == 8 and config["model"]["name"] == "gpt" and config["data"]["source"] == [f"text:{text}"]
     diff = (finished / "diff.txt").read_text().splitlines()
@@ -56,7 +56,7 @@ def test_workdir(finished, text):
     env = json.loads((finished / "env.json").read_text())
     assert set(env["fingerprints"]) == {"data", "tokenizer"} and len(env["history"]) == 1
     session = env["history"][0]
-    assert session["from_step"] == 0 and session["versions"]["jax"] == jax.__version__ and session["devices"]["count"] == 1
+    assert session["from_step"] == 0 and session["versions"]["jax"] == jax.__version__ and session["devices"]["count"] == 1 and session["remat"] == "none"
     params = (finished / "params.txt").read_text()
     run, values = ptm.load(f"ckpt:{finished}")
     for path, leaf in tree.paths(values).items():
