@@ -249,6 +249,11 @@ def row_parts(layout: Layout) -> int:
     return int(np.prod([layout.mesh.shape[axis] for axis in _BATCH]))
 
 
+def length_parts(layout: Layout) -> int:
+    """Devices that the length of a row is split over, outside of the residual stream."""
+    return layout._parts(layout.spec("length")[0])
+
+
 def token_parts(layout: Layout) -> int:
     """Devices that the residual stream of a batch is split over."""
     rules = RULES[layout.preset][1]

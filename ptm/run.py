@@ -330,7 +330,7 @@ def setup(
     c = config.compute
     context = Context(
         layout=layout, dtype=jnp.dtype(c.dtype), logits=jnp.dtype(c.logits), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
-        remat=c.remat, loss_chunk=c.loss_chunk * parallel.row_parts(layout),
+        remat=c.remat, loss_chunk=c.loss_chunk * parallel.row_parts(layout) * parallel.length_parts(layout),
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
 

@@ -171,7 +171,7 @@ class Compute:
         doc="What the backward pass recomputes of a layer: nothing, all but matrix products, all; auto = as little as remat_budget allows.",
     )  # fmt: skip
     remat_budget: float | None = field(None, low=0.0, unit="GiB", doc="With remat=auto, what a device may keep for the backward pass, by the shapes of the forward pass.")
-    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once, if it holds whole rows.")
+    loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once.")
     cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
 
     def check(self, where: str) -> None:

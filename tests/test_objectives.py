@@ -422,7 +422,7 @@ def test_a_lost_span_is_seen():
 class Table:
     """A model whose logits are a row of its one parameter, chosen by the token: what it must give can be worked out by hand."""
 
-    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000))
+    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000, layout=None))
 
     def hidden(self, params, batch, *, mask, head, train, rng):
         return Output(hidden_BLD=params["table"][batch["tokens_BL"]])

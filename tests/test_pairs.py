@@ -400,7 +400,7 @@ def test_visits_through_the_loader(tmp_path, words, visits, different):
 class Table:
     """Token logits are the token's row of a table, pair logits the row of the first token plus the sum of the row's types: known by hand."""
 
-    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000))
+    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000, layout=None))
 
     def hidden(self, params, batch, *, mask, head, train, rng):
         assert (mask, head) == ("full", "mlm")

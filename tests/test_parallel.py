@@ -21,7 +21,9 @@ from ptm import config, models, optim, parallel, state
 from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.nn.context import Context
+from ptm.nn.losses import cross_entropy_and
 from ptm.objectives import OBJECTIVES
+from ptm.plan import hlo
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: JAX_NUM_CPU_DEVICES=8")
 
@@ -197,6 +199,41 @@ def test_kernels_that_were_brought_together_are_not_kept(mesh):
     hidden = HIDDEN // on.mesh.shape["tensor"]
     assert re.search(rf"f32\[{WIDTH},{hidden}\]", text), "each layer's is there for its product"
     assert not re.search(rf"f32\[{LAYERS},({WIDTH},{hidden}|{hidden},{WIDTH})\]", text)
+
+
+
+@pytest.mark.parametrize(("mesh", "length"), [({"fsdp": 2, "sequence": 4}, 64), ({"fsdp": 2, "sequence": 4}, 54), ({"sequence": 2, "tensor": 4}, 64)])
+def test_chunks_of_the_loss_are_shared_where_lengths_are_split(mesh, length):
+    """Each device computes logits of its own positions alone, in chunks: an eighth of the products, in the memory of a chunk; what is read is in order."""
+    on, rows, width, vocab = zoo.layout(**mesh), 4, 32, 2048
+    rng = np.random.default_rng(0)
+    hidden, table = rng.standard_normal((rows, length, width), np.float32), rng.standard_normal((width, vocab), np.float32) / 8
+    targets, weights = rng.integers(0, vocab, (rows, length)), rng.random((rows, length), np.float32)
+
+    def program(on: parallel.Layout | None, chunk: int):
+        def loss(hidden, table):
+            def logits_of(hidden):
+                logits = hidden @ table
+                return logits if on is None else on.constrain(logits, "batch", "length", "vocab")
+
+            sums, seen = cross_entropy_and(
+                logits_of, hidden, jnp.asarray(targets), jnp.asarray(weights), chunk=chunk, layout=on, read=lambda logits, hidden: jnp.max(logits, axis=-1)
+            )
+            return sums.nll, seen
+
+        placed = {} if on is None else {"in_shardings": (jax.sharding.NamedSharding(on.mesh, on.fitting(hidden.shape, "batch", "length", "residual")), on.replicated())}
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), **placed).lower(hidden, table).compile()
+
+    whole, chunked = program(None, rows * length), program(on, rows * length // 4)
+    flops = [hlo.cost(compiled.as_text()).flops for compiled in (whole, chunked)]
+    assert 8 * flops[1] <= 1.2 * 4 / 3 * flops[0], flops  # a chunk's logits are computed again
+    assert chunked.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes / 8
+    (expected, expected_seen), expected_grads = whole(hidden, table)
+    (value, seen), grads = chunked(*(jax.device_put(x, sharding) for x, sharding in zip((hidden, table), chunked.input_shardings[0])))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(seen, expected_seen, rtol=1e-5)
+    for grad, other in zip(grads, expected_grads):
+        np.testing.assert_allclose(grad, other, atol=1e-5 * float(jnp.max(jnp.abs(other))))
 
 
 REPLICATED = "Involuntary full rematerialization"  # a warning of XLA's partitioner: it went from one sharding to another by way of a whole array

@@ -25,7 +25,7 @@ ARMS = list(rtd.ARMS)
 class Tables:
     """A model that knows nothing but the token it stands on: each head's logits are a row of a table."""
 
-    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000))
+    module = types.SimpleNamespace(context=types.SimpleNamespace(loss_chunk=1000, layout=None))
 
     def hidden(self, params, batch, *, mask, part, train, rng):
         assert mask == "full" and part in ("generator", "discriminator")

@@ -98,8 +98,10 @@ def _next_tokens(model: Model, params: Any, batch: Any, *, mask: str, head: str)
     given = (out.hidden_BLD, targets_BL)
     logits_of = functools.partial(model.logits, params, head=head)
     unused = jnp.zeros(targets_BL.shape, jnp.float32)
-    chunk = model.module.context.loss_chunk
-    return cross_entropy_and(lambda x: logits_of(x[0]), given, targets_BL, unused, chunk=chunk, read=lambda logits, x: _score(logits, x[1]))[1]
+    context = model.module.context
+    return cross_entropy_and(
+        lambda x: logits_of(x[0]), given, targets_BL, unused, chunk=context.loss_chunk, layout=context.layout, read=lambda logits, x: _score(logits, x[1])
+    )[1]
 
 
 class LeftToRight(Scorer):

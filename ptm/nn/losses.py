@@ -7,6 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ptm.parallel import Layout, length_parts
+
 
 @flax.struct.dataclass
 class TokenSums:
@@ -22,18 +24,22 @@ def at_least_float32(logits: jax.Array) -> jax.Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def cross_entropy(logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int) -> TokenSums:
+def cross_entropy(
+    logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int, layout: Layout | None = None
+) -> TokenSums:
     """Sums over all positions of the cross entropy of `logits_of(hidden)` against `targets_BL`; `hidden_BLD` is an array or a tree of arrays [B, L, ...].
 
     Positions are taken in chunks of at most `chunk` tokens (one of each row at least), along the length so that rows stay where they
-    are; each chunk's logits are computed again in the backward pass.
+    are; where a layout splits the length, each chunk is made of an equal part of what every device has, for the same reason. Each chunk's logits are
+    computed again in the backward pass.
     """
-    return cross_entropy_and(logits_of, hidden_BLD, targets_BL, weights_BL, chunk=chunk, read=lambda logits, hidden: None)[0]
+    return cross_entropy_and(logits_of, hidden_BLD, targets_BL, weights_BL, chunk=chunk, layout=layout, read=lambda logits, hidden: None)[0]
 
 
 def cross_entropy_and(
-    logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int, read: Callable[[jax.Array, Any], Any]
-) -> tuple[TokenSums, Any]:
+    logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int, layout: Layout | None = None,
+    read: Callable[[jax.Array, Any], Any],
+) -> tuple[TokenSums, Any]:  # fmt: skip
     """`cross_entropy`, and what `read(logits, hidden)` makes of the same logits: a tree of arrays [B, L, ...]."""
     rows, length = targets_BL.shape
 
@@ -50,24 +56,34 @@ def cross_entropy_and(
 
     if rows * length <= chunk or length == 1:
         return sums(hidden_BLD, targets_BL, weights_BL)
-    size = -(-length // -(-length // max(1, chunk // rows)))  # as few chunks as `chunk` allows, all of about the same size
-    count = -(-length // size)
+    parts = 1 if layout is None else length_parts(layout)
+    share = -(-length // parts)  # of a device
+    size = -(-share // -(-share // max(1, chunk // (rows * parts))))  # as few chunks as `chunk` allows, all of about the same size
+    count = -(-share // size)
 
     def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))  # positions of weight 0
-        return jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
+        rest = x.shape[2:]
+
+        def pad(x: jax.Array, dim: int, by: int) -> jax.Array:  # with positions of weight 0
+            return jnp.pad(x, [(0, by if n == dim else 0) for n in range(x.ndim)])
+
+        x = pad(pad(x, 1, parts * share - length).reshape(rows, parts, share, *rest), 2, count * size - share)
+        x = jnp.moveaxis(x.reshape(rows, parts, count, size, *rest), 2, 0).reshape(count, rows, parts * size, *rest)
+        return x if parts == 1 else layout.constrain(x, None, "batch", "length", *(["residual"] * len(rest)))
 
     def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(rows, count * size, *x.shape[3:])[:, :length]
+        rest = x.shape[3:]
+        x = jnp.moveaxis(x.reshape(count, rows, parts, size, *rest), 0, 2).reshape(rows, parts, count * size, *rest)
+        return x[:, :, :share].reshape(rows, parts * share, *rest)[:, :length]
 
     @jax.checkpoint
     def step(total: TokenSums, part: tuple) -> tuple[TokenSums, Any]:
         found, seen = sums(*part)
         return jax.tree.map(jnp.add, total, found), seen
 
-    parts = jax.tree.map(split, (hidden_BLD, targets_BL, weights_BL))
-    found, _ = jax.eval_shape(sums, *jax.tree.map(lambda x: x[0], parts))
-    total, seen = jax.lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), parts)
+    chunks = jax.tree.map(split, (hidden_BLD, targets_BL, weights_BL))
+    found, _ = jax.eval_shape(sums, *jax.tree.map(lambda x: x[0], chunks))
+    total, seen = jax.lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), chunks)
     return total, jax.tree.map(join, seen)
 
 
@@ -78,7 +94,7 @@ def uniform_nats(logits: jax.Array, hidden: Any) -> jax.Array:
 
 def divergence(
     logits_of: Callable[[Any], jax.Array], teacher_logits_of: Callable[[Any], jax.Array], hidden_BLD: jax.Array, teacher_BLD: jax.Array, weights_BL: jax.Array,
-    *, temperature: float, chunk: int,
+    *, temperature: float, chunk: int, layout: Layout | None = None,
 ) -> jax.Array:  # fmt: skip
     """Sum over all positions of KL(teacher || student) in nats, both softened by a temperature, times its square (Hinton et al. 2015, section 2).
 
@@ -93,5 +109,5 @@ def divergence(
         return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
     unused = jnp.zeros(weights_BL.shape, jnp.int32)  # hard labels
-    _, nats_BL = cross_entropy_and(lambda hidden: logits_of(hidden[0]), (hidden_BLD, teacher_BLD), unused, weights_BL, chunk=chunk, read=read)
+    _, nats_BL = cross_entropy_and(lambda hidden: logits_of(hidden[0]), (hidden_BLD, teacher_BLD), unused, weights_BL, chunk=chunk, layout=layout, read=read)
     return jnp.sum(nats_BL * weights_BL) * temperature**2

@@ -108,8 +108,8 @@ class Taught:
         teacher_hidden = self.part.select(taught.hidden_BLD, batch)[0]
         ours = functools.partial(model.logits, params, head=self.heads[0])
         theirs = functools.partial(model.teacher.logits, model.teacher_params, head=self.heads[0])
-        chunk = model.module.context.loss_chunk
-        return divergence(ours, theirs, hidden, teacher_hidden, weights, temperature=self.config.temperature, chunk=chunk)
+        context = model.module.context
+        return divergence(ours, theirs, hidden, teacher_hidden, weights, temperature=self.config.temperature, chunk=context.loss_chunk, layout=context.layout)
 
     def _hidden(self, model: Model, params: Any, batch: Batch, out: Output, taught: Output) -> jax.Array:
         """Sum over real positions of the mean distance of the layers compared."""

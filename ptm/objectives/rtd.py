@@ -115,8 +115,10 @@ class RTD(mlm.MLM):
             return jnp.argmax(scores[..., : self.tokenizer.vocab_size], axis=-1).astype(jnp.int32)  # rows of the table beyond it are no tokens
 
         logits_of = functools.partial(model.logits, params, head="mlm")
-        chunk = model.module.context.loss_chunk
-        return cross_entropy_and(lambda given: logits_of(given[0]), (hidden, rows_BS, index_BS), targets_BS, weights_BS, chunk=chunk, read=sample)
+        context = model.module.context
+        return cross_entropy_and(
+            lambda given: logits_of(given[0]), (hidden, rows_BS, index_BS), targets_BS, weights_BS, chunk=context.loss_chunk, layout=context.layout, read=sample
+        )
 
     def _detect(self, model: Model, params: Any, batch: Batch, tokens_BL: jax.Array, hidden_BLD: jax.Array) -> tuple[jax.Array, dict]:
         weights_BL, replaced_BL = self.counted(batch), tokens_BL != batch["targets_BL"]
@@ -141,11 +143,11 @@ class RTD(mlm.MLM):
             same = tokens[..., None] == jax.lax.broadcasted_iota(tokens.dtype, new.shape, new.ndim - 1)
             return jnp.where(same, jnp.logaddexp(new, jax.nn.log_sigmoid(-gate)), new)
 
-        chunk = model.module.context.loss_chunk
+        context = model.module.context
         if self.arm.everywhere:
-            sums = cross_entropy(copied, (hidden_BLD, tokens_BL), batch["targets_BL"], weights_BL, chunk=chunk)
+            sums = cross_entropy(copied, (hidden_BLD, tokens_BL), batch["targets_BL"], weights_BL, chunk=context.loss_chunk, layout=context.layout)
         else:
-            sums = cross_entropy(logits_of, *self.select(hidden_BLD, batch), chunk=chunk)
+            sums = cross_entropy(logits_of, *self.select(hidden_BLD, batch), chunk=context.loss_chunk, layout=context.layout)
         total, actual = jnp.sum(weights_BL), jnp.sum(weights_BL * replaced_BL)
         return sums.nll, {"restore_accuracy": (sums.correct, total), "replaced_share": (actual, total)}
 

@@ -51,9 +51,8 @@ class TokenObjective:
         hidden, targets, weights = self.select(out.hidden_BLD, batch)
         logits_of = functools.partial(model.logits, params, head=self.heads[0])
         smoothed = "smoothing" in self.coefficients
-        sums, nats = cross_entropy_and(
-            logits_of, hidden, targets, weights, chunk=model.module.context.loss_chunk, read=uniform_nats if smoothed else lambda logits, hidden: None
-        )
+        context, read = model.module.context, uniform_nats if smoothed else lambda logits, hidden: None
+        sums, nats = cross_entropy_and(logits_of, hidden, targets, weights, chunk=context.loss_chunk, layout=context.layout, read=read)
         totals = {"tokens": sums.nll, **({"z": sums.log_z_squared} if "z" in self.coefficients else {})}
         if smoothed:
             totals["smoothing"] = jnp.sum(nats * weights)
