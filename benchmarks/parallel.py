@@ -1,13 +1,12 @@
-"""Every family under every layout on eight fake CPU devices beside one device, and what a device holds as their number grows.
+"""Every family under every layout on eight fake CPU devices beside one device.
 
     python benchmarks/parallel.py [--only gpt,bert] [--layouts fsdp,cp]
 
-The first table has the small models, batches and tolerances of tests/test_parallel.py, each family with its own objective: the relative difference of the
+The table has the small models, batches and tolerances of tests/test_parallel.py, each family with its own objective: the relative difference of the
 loss; the largest difference of a gradient as a share of what is allowed (1e-5 * sqrt(layers) of the tensor's largest entry); bytes of parameters and
 AdamW's state on a device, of wider models, times the number of devices and divided by all of them (1 = nothing is held twice; under dp 8); and what XLA's
-partitioner warns of ("involuntary full rematerialization"). The second has the loss of the third step, the state and the compiler's temporary memory of a
-train step for a GPT of 4 layers on 1, 2, 4 and 8 devices. A JSON line a row is written to benchmarks/results/parallel.jsonl (an earlier line of the same row is
-replaced).
+partitioner warns of ("involuntary full rematerialization"). A JSON line a row is written to benchmarks/results/parallel.jsonl (an earlier line of the same row is
+replaced). How a step grows with their number is in benchmarks/scaling.py.
 """
 
 import argparse
@@ -35,8 +34,7 @@ import numpy as np
 import test_parallel
 import zoo
 
-from ptm import config, optim, recipe, registry, tree
-from ptm import run as run_lib
+from ptm import config, optim, tree
 from ptm.models import MODELS
 
 
@@ -57,7 +55,7 @@ def compiler_output() -> Iterator[list[str]]:
 
 
 def compare(family: str, layout: str) -> dict[str, Any]:
-    """A row of the first table."""
+    """A row of the table."""
     name, on = zoo.HOME[family], zoo.layout(**test_parallel.MESHES[layout])
     step, params = zoo.gradients(family, name, on=on)
     batch = jax.device_put(zoo.batch(name, family), on.batch())
@@ -82,27 +80,10 @@ def state_share(family: str, on: Any) -> float:
     return mine * on.mesh.size / total
 
 
-def scale(devices: int) -> dict[str, Any]:
-    """A row of the second table."""
-    made = recipe.load(f"{ROOT}/configs/quickstart.py:gpt")
-    changes = {"mesh.preset": "fsdp", "mesh.data": 1, "mesh.fsdp": devices, "tokenizer.kind": "bytes", "model.vocab_size": 512, "compute.scan_layers": "true"}
-    for key, value in changes.items():
-        config.override(made, key, str(value), registry.REGISTRIES)
-    run = run_lib.setup(made, devices=jax.devices()[:devices])
-    state, rows = run.init_state(run.init_params()), list(range(run.config.train.batch_size))
-    with contextlib.closing(run.loader()) as loader:
-        batches = [run.to_device(next(loader), batch_size=len(rows), rows=rows) for _ in range(3)]
-    compiled = run.train_step.lower(state, batches[0]).compile()
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards if shard.device == jax.devices()[0])
-    for batch in batches:
-        state, metrics = compiled(state, batch)
-    return {"loss": float(metrics["loss"]), "state_bytes": held, "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
-
-
 def main() -> None:
     """Measures, prints and writes the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(MODELS), help="families, separated by commas; scaling = the second table")
+    parser.add_argument("--only", default=",".join(MODELS), help="families, separated by commas")
     parser.add_argument("--layouts", default=",".join(test_parallel.MESHES), help="layouts, separated by commas")
     flags = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
@@ -116,13 +97,9 @@ def main() -> None:
         RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept))
         print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in (key | row).values()) + " |", flush=True)
 
-    families = [family for family in flags.only.split(",") if family != "scaling"]
-    for family in families:
+    for family in flags.only.split(","):
         for layout in flags.layouts.split(","):
             note({"table": "layouts", "family": family, "layout": layout, "mesh": test_parallel.MESHES[layout]}, compare(family, layout))
-    if "scaling" in flags.only or flags.only == parser.get_default("only"):
-        for devices in (1, 2, 4, 8):
-            note({"table": "scaling", "devices": devices}, scale(devices))
 
 
 if __name__ == "__main__":
