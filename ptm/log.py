@@ -1,8 +1,8 @@
 """What a run writes while it goes on: rows of metrics and of clocks in the workdir, trackers, a progress line, throughput.
 
 metrics.jsonl holds deterministic values only, so that two equal runs write equal bytes; everything that a clock or a machine decides
-goes to timing.jsonl, and what was compiled to compiles.jsonl. Each line is one strict JSON object: `step` first, then sorted keys; floats as Python's repr, which reads back
-to the same bits; values that are not finite as the strings "nan", "inf" and "-inf".
+goes to timing.jsonl, and what was compiled to compiles.jsonl. Each line is one strict JSON object: `step` first, then sorted keys; floats as
+Python's repr, which reads back to the same bits; values that are not finite as the strings "nan", "inf" and "-inf".
 """
 
 import importlib
@@ -340,7 +340,7 @@ class Waits:
             self._waited += before.is_ready()
 
     def take(self) -> dict[str, float]:
-        """data_seconds, the mean wait of a step for its batch, and devices_waited, the share of the steps before whose dispatch the devices had nothing to do."""
+        """data_seconds, a step's mean wait for its batch, and devices_waited, the share of steps before whose dispatch the devices had nothing to do."""
         values = ({"data_seconds": self._data / self._steps} if self._steps else {}) | ({"devices_waited": self._waited / self._queued} if self._queued else {})
         self._data, self._steps, self._queued, self._waited = 0.0, 0, 0, 0
         return values

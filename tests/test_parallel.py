@@ -221,7 +221,8 @@ def test_chunks_of_the_loss_are_shared_where_lengths_are_split(mesh, length):
             )
             return sums.nll, seen
 
-        placed = {} if on is None else {"in_shardings": (jax.sharding.NamedSharding(on.mesh, on.fitting(hidden.shape, "batch", "length", "residual")), on.replicated())}
+        spec = None if on is None else on.fitting(hidden.shape, "batch", "length", "residual")
+        placed = {} if on is None else {"in_shardings": (jax.sharding.NamedSharding(on.mesh, spec), on.replicated())}
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), **placed).lower(hidden, table).compile()
 
     whole, chunked = program(None, rows * length), program(on, rows * length // 4)

@@ -119,7 +119,7 @@ def compile_step(run: Run, topology: Topology, devices: Devices, *, compiler_opt
         **known, fits=fits, refusal="" if fits else f"{hbm / GIB:.2f} GiB are more than the {limit / GIB:.2f} GiB of a device", seconds=seconds, hbm=hbm,
         arguments=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes, peak=memory.peak_memory_in_bytes, executed_flops=found.flops,
-        cycles=found.cycles, kernels=found.kernels, collectives=_moved(found, layout.mesh), asynchronous=found.asynchronous,
+        cycles=found.cycles, kernels=found.kernels, collectives=moved(found, layout.mesh), asynchronous=found.asynchronous,
         warnings=tuple(_warnings(found, run, said)),
     )  # fmt: skip
 
@@ -143,7 +143,8 @@ def axes_of(members: tuple[int, ...], mesh: jax.sharding.Mesh) -> str:
     return " x ".join(axis for axis, column in zip(mesh.axis_names, places.T) if len(set(column.tolist())) > 1)
 
 
-def _moved(found: hlo.Cost, mesh: jax.sharding.Mesh) -> tuple[Moved, ...]:
+def moved(found: hlo.Cost, mesh: jax.sharding.Mesh) -> tuple[Moved, ...]:
+    """What a device receives in one call of a program, by kind of collective and mesh axes."""
     table: dict[tuple[str, str], list[int]] = {}
     for entry in found.collectives:
         row = table.setdefault((entry.kind, axes_of(entry.members, mesh)), [0, 0])
