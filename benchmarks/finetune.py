@@ -14,21 +14,20 @@ their ratio and what they ran on is added to benchmarks/results/finetune.jsonl. 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import pairs
+from pairs import ROOT
+
 from ptm import allocator
 
-ROOT = Path(__file__).parent.parent
 BERT = {"small": (4, 512, 8), "base": (12, 768, 12)}
 WARMUP = 8  # steps before those that are timed
 # Recipe and overrides of each task; rows hold about as many examples as a batch of the peer. Layers are unrolled, the faster way on a CPU.
@@ -133,73 +132,41 @@ def ours(run: Any, steps: int) -> dict[str, Any]:
     return {**told, "shapes": len(shapes), "first_loss": float(losses[0]), "last_loss": float(losses[-1])}
 
 
-def measured(command: list[str]) -> dict[str, Any]:
-    """The JSON object that a process prints last."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Runs both in turn and adds a line to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pairs.parser(__doc__, steps=100)
     parser.add_argument("--task", choices=tuple(TASKS), default="sst2", help="what is learned")
     parser.add_argument("--size", choices=tuple(BERT), default="small", help="size of the BERT")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each")
-    parser.add_argument("--steps", type=int, default=100, help="timed steps of a run")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the peer")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another override of our recipe")
-    parser.add_argument("--note", default="", help="what else is to be known of this measurement, for the results")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)  # the child process: the directory of the model
     flags = parser.parse_args()
-    if "PTM_DATA" not in os.environ:
-        parser.error("PTM_DATA is not set: point it at the folder that holds classify/sst2, seq2seq/multi30k and vocab/bert_uncased")
+    pairs.data_folder()
     overrides = dict(entry.split("=", 1) for entry in flags.set)
     if flags.ours:
         allocator.keep_pages()  # as `ptm train` does
         print(json.dumps(ours(make_run(flags.task, flags.ours, overrides), flags.steps)))
         return
-    import jax
-    import torch
-    import transformers
-
-    found: dict[str, list[dict[str, Any]]] = {"ptm": [], "torch": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder, examples = Path(scratch) / "model", Path(scratch) / "examples.jsonl"
         make_model(flags.task, flags.size, folder)
         write_examples(make_run(flags.task, folder, overrides), examples)
         passed = [f"--set={entry}" for entry in flags.set]
         commands = {
-            "ptm": [sys.executable, __file__, f"--task={flags.task}", f"--steps={flags.steps}", f"--ours={folder}", *passed],
-            "torch": [
-                sys.executable, str(ROOT / "benchmarks/peers/torch_finetune.py"), f"--model={folder}", f"--examples={examples}", f"--steps={flags.steps}",
-                f"--warmup={WARMUP}", *(["--compile"] if flags.compile else []),
+            "ptm": ["benchmarks/finetune.py", f"--task={flags.task}", f"--steps={flags.steps}", f"--ours={folder}", *passed],
+            "transformers": [
+                "benchmarks/peers/torch_finetune.py", f"--model={folder}", f"--examples={examples}", f"--steps={flags.steps}", f"--warmup={WARMUP}",
+                f"--threads={pairs.cores()}", *(["--compile"] if flags.compile else []),
             ],
         }  # fmt: skip
-        for repeat in range(flags.repeats):
-            for side, command in commands.items():
-                found[side].append(measured(command))
-            last = {side: rows[-1] for side, rows in found.items()}
-            shown = ", ".join(f"{side} {row['examples_per_second']:.1f} examples/s ({row['step_ms']:.0f} ms a step)" for side, row in last.items())
-            print(f"repeat {repeat}: {shown}", flush=True)
-    rates = {side: [round(row["examples_per_second"], 2) for row in rows] for side, rows in found.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        sides = {side: functools.partial(pairs.printed, command) for side, command in commands.items()}
+        found = pairs.alternate(sides, repeats=flags.repeats, show=lambda row: f"{row['examples_per_second']:.1f} examples/s ({row['step_ms']:.0f} ms a step)")
     result = {
-        "benchmark": "finetune", "task": flags.task, "size": flags.size if flags.task == "sst2" else "small",
-        "time": time.strftime("%Y-%m-%d"), "commit": commit, "steps": flags.steps, "compile": flags.compile, "overrides": overrides,
-        **({"note": flags.note} if flags.note else {}),
-        **{f"{side}_examples_per_second": values for side, values in rates.items()},
-        **{f"{side}_median": statistics.median(values) for side, values in rates.items()},
-        "ratio_ptm_to_torch": round(statistics.median(a / b for a, b in zip(rates["ptm"], rates["torch"])), 3),
-        "last": {side: {key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()} for side, rows in found.items()},
-        "device": f"{os.cpu_count()} x {platform.machine()} CPU",
-        "versions": {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "case": flags.task, "size": flags.size if flags.task == "sst2" else "small", "steps": flags.steps, "repeats": flags.repeats, "compile": flags.compile,
+        "overrides": overrides, "unit": "examples/s", **pairs.compare(found, "examples_per_second", higher=True),
+        "last": {side: pairs.shortened(rows[-1]) for side, rows in found.items()},
     }  # fmt: skip
-    print(json.dumps(result))
-    (ROOT / "benchmarks/results").mkdir(exist_ok=True)
-    with open(ROOT / "benchmarks/results/finetune.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+    pairs.save("finetune", result, note=flags.note)
 
 
 if __name__ == "__main__":

@@ -4,26 +4,22 @@
 
 Random weights, written as a directory that both read; float32; the same prompts of 32 random tokens; 1 and 8 rows, greedy and with 4 beams; nothing ends
 early. The two run in turn as processes of their own (A B A B ...), each with all cores, after a warm-up that compiles. A figure is rows times
-new tokens by the seconds of one call, reading the prompts included. A JSON line with medians, their ratios and the share of equal tokens (random
-weights leave some near-ties) is added to benchmarks/results/generation.jsonl.
+new tokens by the seconds of one call, reading the prompts included. A JSON line for each case (rows x beams), with the share of equal tokens (random weights
+leave some near-ties), is added to benchmarks/results/generation.jsonl.
 """
 
 import argparse
 import functools
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pairs
 
 from ptm import allocator, hf
 from ptm.generate.options import Options
@@ -31,7 +27,6 @@ from ptm.generate.search import generate
 from ptm.hf import files, transfer
 from ptm.models import gpt
 
-HERE = Path(__file__).parent
 CASES = [[1, 1], [8, 1], [1, 4], [8, 4]]  # rows, beams
 PROMPT, VOCAB = 32, 50257
 
@@ -63,54 +58,35 @@ def ptm_side(folder: Path, new_tokens: int) -> list[dict]:
 
 
 def main() -> None:
-    """Runs both in turn and adds a line to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each")
+    """Runs both in turn and adds a line for each case to the results."""
+    parser = pairs.parser(__doc__)
     parser.add_argument("--new", type=int, default=64, help="new tokens of a text")
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.side:
-        print(json.dumps(ptm_side(flags.side, flags.new)))
+        print(json.dumps({"cases": ptm_side(flags.side, flags.new)}))
         return
-    tokens_per_second: dict[str, list[list[float]]] = {"ptm": [], "transformers": []}
-    agreement = []
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
-        threads = str(os.cpu_count())
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "PYTHONPATH": str(HERE.parent)}
-        sides = {
-            "ptm": [str(HERE / "generation.py"), "--side", folder, "--new", str(flags.new)],
+        commands = {
+            "ptm": ["benchmarks/generation.py", "--side", folder, "--new", str(flags.new)],
             "transformers": [
-                str(HERE / "peers/hf_generate.py"), folder, json.dumps(CASES), "--prompt", str(PROMPT), "--new", str(flags.new), "--threads", threads
+                "benchmarks/peers/hf_generate.py", folder, json.dumps(CASES), "--prompt", str(PROMPT), "--new", str(flags.new), "--threads", str(pairs.cores())
             ],
         }  # fmt: skip
-        for repeat in range(flags.repeats):
-            texts = {}
-            for side, command in sides.items():
-                done = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True, env=environment)
-                results = json.loads(done.stdout.splitlines()[-1])
-                tokens_per_second[side].append([rows * flags.new / result["seconds"] for (rows, _), result in zip(CASES, results)])
-                texts[side] = [np.array(result["texts"]) for result in results]
-            agreement = [float(np.mean(a == b)) for a, b in zip(texts["ptm"], texts["transformers"])]
-            print(f"repeat {repeat}: " + ", ".join(f"{side} {[round(x, 1) for x in values[-1]]}" for side, values in tokens_per_second.items()), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    by_case = {
-        f"{rows} x {beams}": {
-            **{side: round(statistics.median(values[n] for values in runs), 2) for side, runs in tokens_per_second.items()},
-            "ratio_ptm_to_transformers": round(statistics.median(a[n] / b[n] for a, b in zip(*tokens_per_second.values())), 3),
-            "equal_tokens": round(agreement[n], 3),
-        }
-        for n, (rows, beams) in enumerate(CASES)
-    }
-    result = {
-        "benchmark": "generation", "time": time.strftime("%Y-%m-%d"), "commit": commit, "unit": "tokens/s by rows x beams", "prompt": PROMPT, "new": flags.new,
-        "repeats": flags.repeats, "cases": by_case, "device": f"{os.cpu_count()} x {platform.machine()} CPU",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("jax", "torch", "transformers")}},
-    }  # fmt: skip
-    print(json.dumps(result))
-    (HERE / "results").mkdir(exist_ok=True)
-    with open(HERE / "results/generation.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+        sides = {side: functools.partial(pairs.printed, command, env={"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}) for side, command in commands.items()}
+
+        def rate(row: dict[str, Any], n: int) -> float:
+            return CASES[n][0] * flags.new / row["cases"][n]["seconds"]
+
+        found = pairs.alternate(sides, repeats=flags.repeats, show=lambda row: " ".join(f"{rate(row, n):.1f}" for n in range(len(CASES))) + " tokens/s")
+    for n, (rows, beams) in enumerate(CASES):
+        texts = [np.array(made[-1]["cases"][n]["texts"]) for made in found.values()]
+        result = {
+            "case": f"{rows} x {beams}", "prompt": PROMPT, "new": flags.new, "repeats": flags.repeats, "unit": "tokens/s",
+            **pairs.compare(found, functools.partial(rate, n=n), higher=True), "equal_tokens": round(float(np.mean(texts[0] == texts[1])), 3),
+        }  # fmt: skip
+        pairs.save("generation", result, note=flags.note)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import transformers
 
 
 def main() -> None:
-    """Seconds of generation and the texts, for each pair of rows and beams."""
+    """Seconds of generation and the texts, for each pair of rows and beams, as {"cases": [...]}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("cases", type=json.loads)
@@ -34,7 +34,7 @@ def main() -> None:
         began = time.perf_counter()
         out = model.generate(ids, max_new_tokens=flags.new, **options)
         results.append({"seconds": time.perf_counter() - began, "texts": out[:, flags.prompt :].tolist()})
-    print(json.dumps(results))
+    print(json.dumps({"cases": results}))
 
 
 if __name__ == "__main__":
