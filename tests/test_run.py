@@ -165,7 +165,7 @@ def test_timing_writers_and_profile(text, tmp_path):
     config = runs.tiny("concat", text=text, train__steps=4, log__writers=("tensorboard",), log__profile=(1, 2))
     assert runs.run(config, tmp_path) == 0
     timing = log.read(str(tmp_path / "timing.jsonl"))
-    assert {"time", "step_time", "tokens_per_second", "model_flops_per_second", "compiles", "compile_seconds", "cache_hits"} <= set(timing[-1])
+    assert {"time", "step_time", "tokens_per_second", "model_flops_per_second", "data_seconds", "compiles", "compile_seconds", "cache_hits"} <= set(timing[-1])
     assert timing[-1]["tokens_per_second"] == pytest.approx(16 * 16 / timing[-1]["step_time"]) and timing[-1]["host_peak_bytes"] > 2**20
     [events] = (tmp_path / "tb").iterdir()
     assert all(tag in events.read_bytes() for tag in (b"loss", b"validation/loss", b"timing/step_time"))

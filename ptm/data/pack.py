@@ -91,7 +91,13 @@ class Row:
 
     def has_room(self, sizes: dict[str, int]) -> bool:
         """Whether an example of these sizes may be added."""
-        return self.segments != self._layout.max_segments and all(self.used[dim] + size <= self._layout.lengths[dim] for dim, size in sizes.items())
+        used, lengths = self.used, self._layout.lengths
+        for dim, size in sizes.items():  # asked for each open row and example: several times faster than `all` of a generator
+            if used[dim] + size > lengths[dim]:
+                break
+        else:
+            return self.segments != self._layout.max_segments
+        return False
 
     def add_unpacked(self, example: Example) -> None:
         """Sets the fields that have other dimensions: values of the row, or selected positions."""

@@ -9,6 +9,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ptm.fields import ConfigError
 from ptm.text.base import SPECIALS, Tokenizer, json_of, refuse_large, refuse_small, text_of
+from ptm.text.wordpiece import library_ids
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 # GPT-2 spells each byte as one printable character: printable Latin-1 as itself, the others from U+0100 on.
@@ -65,7 +66,7 @@ class BpeTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text as the reference gives them, without a space put before it."""
-        return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
+        return library_ids(self._pipeline, text)
 
 
 def _pipeline(model: models.BPE) -> Pipeline:

@@ -11,7 +11,7 @@ from ptm.fields import ConfigError
 from ptm.text.base import Tokenizer, spelled_offsets, text_of
 from ptm.text.bpe import readable, spelled_bytes
 from ptm.text.sentencepiece import SPACE
-from ptm.text.wordpiece import join_punctuation, library_offsets, word_text
+from ptm.text.wordpiece import join_punctuation, library_ids, library_offsets, word_text
 
 
 class FileTokenizer(Tokenizer):
@@ -61,7 +61,7 @@ class FileTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text, without the special pieces that the file's post-processor would add."""
-        return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
+        return library_ids(self._pipeline, text)
 
     def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         """Ids and where they stand, as the library follows them through the file's own normalisation."""

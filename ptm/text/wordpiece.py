@@ -24,6 +24,11 @@ def word_text(name: str, *, continues: bool) -> bytes:
     return name.encode() if bare else b" " + name.encode()
 
 
+def library_ids(pipeline: Pipeline, text: str) -> np.ndarray:
+    """Ids (int32) of a text as the tokenizers library has them; a fifth faster than `encode`, which follows characters too."""
+    return np.array(pipeline.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
+
+
 def library_offsets(pipeline: Pipeline, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     """(ids, starts, ends) of a text as the tokenizers library has them."""
     found = pipeline.encode(text, add_special_tokens=False)
@@ -85,7 +90,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text as the reference gives them, without [CLS] and [SEP]."""
-        return np.array(self._pipeline.encode(text, add_special_tokens=False).ids, np.int32)
+        return library_ids(self._pipeline, text)
 
     def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         """Ids and where they stand; [UNK] has a whole word."""
