@@ -58,10 +58,10 @@ class Layout:
             raise ValueError(f"an example has the fields {sorted(example)}, declared are {sorted(self.fields)}.")
         sizes = {}
         for dim in self.packed:
-            lengths = {len(example[name]) for name in self.names[dim]}
-            if len(lengths) != 1:
-                raise ValueError(f"an example's fields {self.names[dim]} have different lengths {sorted(lengths)}.")
-            sizes[dim] = lengths.pop()
+            first, *others = [len(example[name]) for name in self.names[dim]]
+            if any(other != first for other in others):
+                raise ValueError(f"an example's fields {self.names[dim]} have different lengths {sorted({first, *others})}.")
+            sizes[dim] = first
         return sizes
 
 
@@ -88,6 +88,10 @@ class Row:
     def is_full(self) -> bool:
         """Whether a dimension is filled, or as many segments are there as may be."""
         return self.segments == self._layout.max_segments or any(used == self._layout.lengths[dim] for dim, used in self.used.items())
+
+    def share(self) -> float:
+        """How much of the fullest dimension is filled; 1 for a row that takes no more."""
+        return 1.0 if self.is_full() else max([used / self._layout.lengths[dim] for dim, used in self.used.items()])
 
     def has_room(self, sizes: dict[str, int]) -> bool:
         """Whether an example of these sizes may be added."""
@@ -204,6 +208,7 @@ class FirstFit:
         self._cursor = _fitting(layout, cursor)
         self._rows: list[Row] = []
         self._places: list[tuple[tuple[int, int], ...]] = []
+        self._shares: list[float] = []
 
     def next_row(self) -> Row | None:
         for example in self._cursor:
@@ -214,22 +219,20 @@ class FirstFit:
                     self._places[at] += (place,)
                     if row.is_full():
                         return self._pop(at)
+                    self._shares[at] = row.share()
                     break
             else:
-                full = self._pop(max(range(len(self._rows)), key=self._fullness)) if len(self._rows) == self._bins else None
+                full = self._pop(self._shares.index(max(self._shares))) if len(self._rows) == self._bins else None
                 self._rows.append(Row(self._layout))
                 self._rows[-1].add(example, sizes)
                 self._places.append((place,))
+                self._shares.append(self._rows[-1].share())
                 if full:
                     return full
         return self._pop(0) if self._rows else None
 
-    def _fullness(self, at: int) -> float:
-        row = self._rows[at]
-        return 1.0 if row.is_full() else max(used / self._layout.lengths[dim] for dim, used in row.used.items())
-
     def _pop(self, at: int) -> Row:
-        del self._places[at]
+        del self._places[at], self._shares[at]
         return self._rows.pop(at)
 
     def snapshot(self) -> State:
@@ -249,6 +252,7 @@ class FirstFit:
         for row, places in zip(self._rows, self._places):
             for place in places:
                 row.add(examples[place], self._layout.sizes(examples[place]))
+        self._shares = [row.share() for row in self._rows]
         self._cursor.seek(state["draw"], state["taken"])
 
 
