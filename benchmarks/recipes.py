@@ -17,7 +17,8 @@ from ptm.evals import loss
 from ptm.models import bert, t5
 from ptm.objectives import mlm, span_corruption
 
-GPTS = {"char": {}, "gpt": {"layers": 4, "width": 256, "heads": 4, "length": 128, "rows": 16}, "wide": {"layers": 6, "width": 384, "heads": 6, "length": 256, "rows": 8}}
+# Layers, width, heads, positions of a row, rows of a step, pieces of a vocabulary (None: characters); `char` is as published.
+GPTS = {"char": None, "gpt": (4, 256, 4, 128, 16, 8192), "wide": (6, 384, 6, 256, 8, None)}
 SHAPES = {
     "mlm": {"num_layers": 4, "width": 256, "num_heads": 4},
     "t5": {"num_layers": 4, "width": 256, "num_heads": 4, "mlp_width": 1024},
@@ -27,18 +28,19 @@ SHAPES = {
 def get_config(argument: str = ""):
     """The config of `char` (default), `gpt`, `wide`, `mlm` or `t5`."""
     name = recipe.words(argument, recipes=(*GPTS, *SHAPES), scales=()).recipe
-    cfg = _gpt(**GPTS[name]) if name in GPTS else _end_to_end(name)
+    cfg = _gpt(name) if name in GPTS else _end_to_end(name)
     cfg.log.writers = ()
     return cfg
 
 
-def _gpt(layers: int = 0, width: int = 0, heads: int = 0, length: int = 0, rows: int = 0):
+def _gpt(name: str):
     cfg = recipe.load(f"{Path(__file__).parent.parent / 'configs/gpt2.py'}:shakespeare_char_cpu")
-    if layers:
+    if GPTS[name] is not None:
+        layers, width, heads, length, rows, pieces = GPTS[name]
         cfg.model.update(num_layers=layers, width=width, num_heads=heads, max_length=length)
         cfg.data.length, cfg.train.batch_size, cfg.evals["validation"].batch_size = length, rows, rows
-    if length == 128:
-        cfg.tokenizer.update(kind="bpe", vocab_size=8192)
+        if pieces:
+            cfg.tokenizer.update(kind="bpe", vocab_size=pieces)
     return cfg
 
 
