@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
 from ptm.models.bert import BertConfig
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.layers import Sharing
@@ -92,7 +92,7 @@ class Albert(Headed):
         self.position_embed = Embed(self.context, c.max_length, c.embed_width, c.init_std)
         self.type_embed = Embed(self.context, c.num_types, c.embed_width, c.init_std)
         self.embed_norm = Norm("layer", c.norm_eps)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         self.embed_projection = Linear(self.context, (c.embed_width,), (c.width,), c.init_std)
         self.encoder = Stack(c.block(), self.context, c.applications, sharing=c.sharing())
         if "mlm" in self.heads:

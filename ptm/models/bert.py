@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ptm.fields import field
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.masks import Mask, cached_mask, self_mask
@@ -102,7 +102,7 @@ class Bert(Headed):
         self.position_embed = Embed(self.context, c.max_length + c.position_offset, c.width, c.init_std)
         self.type_embed = Embed(self.context, c.num_types, c.width, c.init_std)
         self.embed_norm = Norm("layer", c.norm_eps)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         self.encoder = Stack(dataclasses.replace(c.block(), cross=self.cross), self.context, c.num_layers)
         if "mlm" in self.heads:
             self.mlm_head = MLMHead(

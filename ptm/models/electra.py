@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ptm.fields import ConfigError, field
 from ptm.models.bert import BertConfig
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import ClassifyHead, Headed, MLMHead, head_names
 from ptm.nn.linear import Linear
@@ -109,7 +110,7 @@ class Part(nn.Module):
         for name, module in _make_embeddings(c, self.context).items():
             if name in self.own:
                 setattr(self, name, module)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         if embed_width != self.block.width:
             self.embed_projection = Linear(self.context, (embed_width,), (self.block.width,), c.init_std)
         self.encoder = Stack(self.block, self.context, c.num_layers)

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 
 from ptm.fields import field
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
@@ -84,7 +84,7 @@ class GPT(Headed):
         self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
         self.position_embed = Embed(self.context, c.max_length, c.width, c.init_std)
         self.decoder = Stack(dataclasses.replace(c.block(), cross=self.cross), self.context, c.num_layers)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
             self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), c.init_std, use_bias=False, dtype=self.context.logits)
         self.make_heads(width=c.width, std=c.init_std, dropout=c.dropout, activation=None, use_bias=False)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead, split_head
 from ptm.nn.linear import Linear
@@ -101,7 +102,7 @@ class TaskHead(nn.Module):
         c = self.config
         y = Linear(self.context, (c.width,), (c.width,), c.init_std, c.head_bias, name="dense")(hidden)
         y = Norm("layer", c.norm_eps, c.norm_bias, name="norm")(ACTIVATIONS[c.head_activation](y))
-        y = nn.Dropout(c.dropout, deterministic=not train)(y)
+        y = Dropout(c.dropout, deterministic=not train)(y)
         return Linear(self.context, (c.width,), (self.outputs,), c.init_std, dtype=jnp.float32, name="labels")(y)
 
 
@@ -114,7 +115,7 @@ class ModernBert(Headed):
         c = self.config
         self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
         self.embed_norm = Norm("layer", c.norm_eps, c.norm_bias)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         self.encoder = Stack(c.block(), self.context, c.num_layers, kinds=c.kinds())
         named = dict(map(split_head, self.heads))
         if "mlm" in named:

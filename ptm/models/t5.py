@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ptm.fields import field
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
 from ptm.nn.linear import Linear
@@ -100,8 +100,8 @@ class T5(Headed):
         self.decoder = Stack(
             c.block(cross=True), self.context, c.decoder_layers or c.num_layers, RelativeConfig(c.num_buckets, c.max_distance, False, std)
         )
-        self.embed_dropout = nn.Dropout(c.dropout)
-        self.out_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
+        self.out_dropout = Dropout(c.dropout)
         if "lm" in self.heads and not c.tie_embeddings:
             self.lm_head = Linear(self.context, (c.width,), (c.vocab_size,), std, use_bias=False, dtype=self.context.logits)
         self.make_heads(width=c.width, std=std, dropout=c.dropout, activation="tanh")

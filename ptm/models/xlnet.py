@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ptm.fields import ConfigError, field
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed, MLMHead
 from ptm.nn.linear import contract
@@ -106,7 +107,7 @@ class XLNet(Headed):
         c = self.config
         self.token_embed = Embed(self.context, c.vocab_size, c.width, c.init_std)
         self.mask_embed = self.param("mask_embed", nn.initializers.normal(c.init_std), (c.width,), jnp.float32)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         self.encoder = TwoStreamStack(c.block(), self.context, c.num_layers, c.clamp_len)
         if "lm" in self.heads:
             self.lm_head = LMHead(self.context, c.width, c.vocab_size, c.init_std, c.tie_embeddings)

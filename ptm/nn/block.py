@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ptm.nn.attention import Attention
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.masks import Mask
 from ptm.nn.mlp import MLP
 from ptm.nn.norm import Norm
@@ -32,7 +33,7 @@ class Block(nn.Module):
             return Norm(c.norm, c.norm_eps, "norm" in c.biases, name=name)
 
         def dropped(y):
-            y = nn.Dropout(c.dropout, deterministic=not self.train)(y)
+            y = Dropout(c.dropout, deterministic=not self.train)(y)
             return context.layout.constrain(y, "batch", "residual_length", "residual")
 
         def sublayer(x, name, function):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.linear import Linear
 from ptm.nn.mlp import ACTIVATIONS
@@ -92,9 +93,9 @@ class ClassifyHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if self.activation is not None:
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             x = ACTIVATIONS[self.activation](Linear(self.context, (self.width,), (self.width,), self.std, self.use_bias, name="dense")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return Linear(self.context, (self.width,), (self.outputs,), self.std, self.use_bias, dtype=jnp.float32, name="labels")(x)
 
 
@@ -124,7 +125,7 @@ class Headed(nn.Module):
             self.tag_head = Linear(self.context, (width,), (named["tag"],), std, dtype=jnp.float32)
         if "qa" in named:
             self.qa_head = Linear(self.context, (width,), (2,), std, dtype=jnp.float32)
-        self.head_dropout = nn.Dropout(dropout)
+        self.head_dropout = Dropout(dropout)
         self.make_common_heads(width=width, std=std)
 
     def make_common_heads(self, *, width: int, std: float) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ptm.nn.dropout import bernoulli
 from ptm.nn.masks import Mask
 from ptm.nn.spread import axes_of, bias_words, mask_words, shares, spread
 from ptm.parallel import Layout
@@ -45,7 +46,7 @@ def _weighted(weights_BHLT, v_BHTK):
 
 def _kept(rng, rate, shape):
     """What dropout multiplies weights by."""
-    return jax.random.bernoulli(rng, 1 - rate, shape) / (1 - rate)
+    return bernoulli(rng, 1 - rate, shape) / (1 - rate)
 
 
 def xla(q_BLHK, k_BHTK, v_BHTK, *, mask: Mask, bias_BHLT, scale, dropout, rng, maps=False):

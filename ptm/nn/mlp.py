@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -41,5 +42,5 @@ class MLP(nn.Module):
         else:
             y_BLF = ACTIVATIONS[self.activation](y_BLF)
         y_BLF = self.context.layout.constrain(y_BLF, "batch", "length", "mlp")
-        y_BLF = nn.Dropout(self.dropout, deterministic=not train)(y_BLF)
+        y_BLF = Dropout(self.dropout, deterministic=not train)(y_BLF)
         return Linear(self.context, wide, (self.width,), self.out_std, self.use_bias, name="wo")(y_BLF)

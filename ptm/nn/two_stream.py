@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ptm.nn.attention import attend
 from ptm.nn.context import Context
+from ptm.nn.dropout import Dropout
 from ptm.nn.layers import run_layers, stacked_params
 from ptm.nn.linear import Linear, contract
 from ptm.nn.masks import Mask
@@ -156,7 +157,7 @@ class TwoStreamLayer(nn.Module):
         mlp = MLP(self.context, c.width, c.mlp_width, c.activation, c.gated, "mlp" in c.biases, c.mlp_dropout, c.mlp_in_std, c.mlp_out_std, name="mlp")
 
         def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-            y = nn.Dropout(c.dropout, deterministic=not self.train)(y)
+            y = Dropout(c.dropout, deterministic=not self.train)(y)
             return norms[name](x + self.context.layout.constrain(y, "batch", "residual_length", "residual"))
 
         attended, seen = RelativeAttention(c, self.context, self.train, self.maps, name="attention")(streams, source_BTD, encoding_RD, views)
@@ -190,7 +191,7 @@ class TwoStreamStack(nn.Module):
         distance_R = distances(length, length + (0 if cache is None else cache["valid_BM"].shape[1]))
         if self.clamp is not None:
             distance_R = jnp.clip(distance_R, -self.clamp, self.clamp)
-        encoding_RD = nn.Dropout(c.dropout, deterministic=not train)(sinusoids(distance_R, c.width, jnp.promote_types(context.dtype, jnp.float32)).astype(context.dtype))
+        encoding_RD = Dropout(c.dropout, deterministic=not train)(sinusoids(distance_R, c.width, jnp.promote_types(context.dtype, jnp.float32)).astype(context.dtype))
         layer = TwoStreamLayer(c, context, train, maps, parent=None)
 
         def make(rng: jax.Array) -> Any:
@@ -211,7 +212,7 @@ class TwoStreamStack(nn.Module):
             states_NBLD = jnp.concatenate([start_BLD[None], states_NBLD])
         if cache is not None:
             cache = {"states_BNMD": jnp.swapaxes(kept_NBMD, 0, 1).astype(jnp.float32), "valid_BM": still_valid(cache["valid_BM"], segments_BL)}
-        streams = tuple(nn.Dropout(c.dropout, deterministic=not train)(x) for x in streams)
+        streams = tuple(Dropout(c.dropout, deterministic=not train)(x) for x in streams)
         top = None if tops_N is None else jnp.max(tops_N)
         return Output(
             hidden_BLD=streams[0], cache=cache, attention_max=top, states_NBLD=states_NBLD, query_BSD=streams[1] if len(streams) > 1 else None,
