@@ -7,8 +7,8 @@ memory on a device, bytes that a device receives by collectives over each mesh a
 processes: `ptm train` on four fake devices in one process, two of two and four of one, joined on this machine: the last loss and milliseconds of a step.
 length: 512 to 32,768 positions in a batch, chunked attention, logits in chunks. depth, width, batch: as they say.
 The last four have parameters, temporary memory, the compiled program's FLOPs and seconds to compile, and the median milliseconds of a step. Times are of the
-cores that this process may use, which the rows tell, as they tell how busy the machine was before (`load`, of a minute); fake devices share them, so nothing
-gets faster with their number. Each row is measured in a process of its own, and a JSON line for it written to benchmarks/results/scaling.jsonl (an earlier
+cores that this process may use, which the rows tell, as they tell how busy the machine was before (`load`, of a minute); the first table has none, since
+fake devices share the cores. Each row is measured in a process of its own, and a JSON line for it written to benchmarks/results/scaling.jsonl (an earlier
 line of the same row is replaced).
 """
 
@@ -164,6 +164,8 @@ def main() -> None:
                 continue
             row = {"table": table, **key}
             found = {"load": round(os.getloadavg()[0], 1)} | job()
+            if table == "devices":  # that share the cores
+                found = {name: value for name, value in found.items() if name not in ("load", "compile_seconds", "step_ms", "timed")}
             kept = [other for other in kept if {name: other.get(name) for name in row} != row] + [row | found | about]
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text("".join(json.dumps(line) + "\n" for line in kept))

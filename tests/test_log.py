@@ -224,7 +224,6 @@ def test_step_time_is_a_median_between_marks_without_pauses():
     assert timer.step_time == 5.0
 
 
-<<<<<<< HEAD
 def test_waits():
     """The wait for data is a mean over steps, the wait of the devices a share of the steps that followed another one."""
 
@@ -244,7 +243,8 @@ def test_waits():
     waits.batch()
     waits.dispatch(None)
     assert waits.take() == {"data_seconds": 0.0}
-=======
+
+
 def test_throughput_and_peaks():
     row = log.throughput(0.5, tokens=1000, forward_flops=1e12, device_kind="NVIDIA H100 80GB HBM3", devices=2)
     assert row == {"step_time": 0.5, "tokens_per_second": 2000.0, "model_flops_per_second": 6e12, "mfu": 6e12 / (2 * 989e12)}
