@@ -49,7 +49,7 @@ def test_flush_reaches_the_disk(tmp_path, monkeypatch):
     rows.metrics(1, {"loss": 1.0})
     assert not synced
     rows.flush()
-    assert len(synced) == 2
+    assert len(synced) == 3
     assert len(log.read(str(tmp_path / log.METRICS))) == 1
     rows.close()
 
