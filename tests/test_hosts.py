@@ -190,7 +190,7 @@ def test_collective_code_stays_in_one_module():
     """Three functions of ptm/hosts.py talk to other processes; all else that is not a compiled step goes through them."""
     private = ("jax.experimental.multihost_utils", "jax._src", "jax.distributed")
     assert not [item for item in imports("ptm") if item.module.startswith(private) and item.file != "ptm/hosts.py"]
-    names = set("process_allgather sync_global_devices broadcast_one_to_all multihost_utils distributed wait_at_barrier key_value_set key_value_dir_get".split())
+    names = {"process_allgather", "sync_global_devices", "broadcast_one_to_all", "multihost_utils", "distributed", "wait_at_barrier", "key_value_set", "key_value_dir_get"}
     for file in _files("ptm"):
         used = {node.attr for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Attribute)} & names
         assert not used or file == "ptm/hosts.py", (file, used)
