@@ -231,8 +231,11 @@ def test_evaluation_is_that_of_the_loop(whole):
     rows = [json.loads(line) for line in runs.metrics(whole).splitlines()]
     last = [row for row in rows if "validation/loss" in row][-1]
     measured = evaluate.evaluate(f"ckpt:{whole}")
-    for name in ("loss", "loss/soft", "loss/hidden", "accuracy"):
-        np.testing.assert_allclose(measured[f"validation/{name}"], last[f"validation/{name}"], rtol=1e-5, err_msg=name)
+    # On other numbers of devices sums have another order. The divergence is a small difference of logarithms as large as that of the vocabulary: their last
+    # digit is more of it than of a loss.
+    digit = np.finfo(np.float32).eps * np.log(runs.SHAPE["vocab_size"])
+    for name, atol in {"loss": 0, "loss/soft": digit, "loss/hidden": 0, "accuracy": 0}.items():
+        np.testing.assert_allclose(measured[f"validation/{name}"], last[f"validation/{name}"], rtol=1e-5, atol=atol, err_msg=name)
 
 
 def test_the_teacher_is_no_constant_of_the_program(text, taught_by):
