@@ -20,7 +20,7 @@ from ptm.data import pipeline
 from ptm.fields import ConfigError
 from ptm.run import Run
 
-FINISHED, INTERRUPTED = 0, 75
+FINISHED, INTERRUPTED = 0, hosts.INTERRUPTED
 COUNTS = ("tokens", "words", "bytes", "records")  # what evals report besides what they measure
 MANY = 16  # metrics of an eval that the progress line shows at once
 FIXED = ("model", "tokenizer", "objective", "data", "lora", "seed")  # may not change on resume

@@ -160,7 +160,7 @@ def attend(
     )  # fmt: skip
     backend = choose(context.attention if not decoding else "auto", request)
     name = functools.partial(checkpoint_name, name=PRODUCT) if named else lambda x: x
-    if HOMES.get(backend, ("", ""))[0] == "tpu":
+    if backend in ("splash", "flash"):
         from ptm.nn import pallas  # only TPUs need it, and it takes a while to load
 
         arrays = tuple(name(heads_first(x)) for x in (q_BLHK * scale, k_BTHK, v_BTHK))

@@ -22,12 +22,12 @@ def contract(x: jax.Array, kernel: jax.Array, *, dims: int, context: Context, dt
     if context.layout.mesh.size > 1:
         # Split over devices, rows and positions must stay apart.
         y = jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims))), ((), ())), preferred_element_type=dtype)
-        return checkpoint_name(y, PRODUCT) if named else y
-    # As plain matrices: with several leading dimensions XLA's CPU backend copies a transpose of the activations for the kernel's
-    # gradient, element by element.
-    inner = math.prod(kernel.shape[:dims])
-    y = jnp.matmul(x.reshape(-1, inner), kernel.reshape(inner, -1), preferred_element_type=dtype)
-    y = y.reshape(*x.shape[: x.ndim - dims], *kernel.shape[dims:])
+    else:
+        # As plain matrices: with several leading dimensions XLA's CPU backend copies a transpose of the activations for the kernel's
+        # gradient, element by element.
+        inner = math.prod(kernel.shape[:dims])
+        y = jnp.matmul(x.reshape(-1, inner), kernel.reshape(inner, -1), preferred_element_type=dtype)
+        y = y.reshape(*x.shape[: x.ndim - dims], *kernel.shape[dims:])
     return checkpoint_name(y, PRODUCT) if named else y
 
 
