@@ -272,6 +272,15 @@ def invented(best: dict[str, str]):
     return run
 
 
+def test_a_mesh_that_is_so_already_is_no_change():
+    assert search.sizes(registry.resolve(tiny("gpt", mesh__data=1, mesh__fsdp=-1)), 64) == {"mesh.data": 1, "mesh.fsdp": 64, "mesh.tensor": 1, "mesh.sequence": 1}
+    told: list[str] = []
+    chosen = options.Options(topology="v5p:4x4x4", search=True, tries=7)
+    search.search(chosen, registry.resolve(tiny("gpt", mesh__data=1, mesh__fsdp=-1)), [], ["auto"], told=told.append, run=invented({}))
+    laid = [line.partition("GiB")[2] for line in told]
+    assert sum("mesh" not in line for line in laid) == 1 and any("data=8" in line and "fsdp=8" in line for line in laid) and len(set(laid)) == 7
+
+
 def test_search_finds_the_best_that_fits():
     best = {"mesh.tensor": "2", "compute.remat": "dots", "compute.attention": "chunked"}
     chosen = options.Options(topology="v5p:2x2x1", search=True)

@@ -16,6 +16,7 @@ from ptm.plan.report import size_of
 Overrides = dict[str, str]
 SHOWN = 5
 TENSOR = (1, 2, 4, 8)  # beyond a host of TPUs or GPUs products wait for sums
+REPLICAS, LEAST = (4, 8), 8  # copies of the state that are tried, each over so many devices at least
 REMAT = ("none", "dots", "full")
 
 
@@ -42,13 +43,22 @@ class Try:
 
 
 def meshes(topology: Topology, config: Config) -> Iterator[Overrides]:
-    """Ways to lay the devices out, of a slice each: all over fsdp, with some of them over tensor, all over data; slices go over data."""
+    """Ways to lay the devices out, of a slice each: all over fsdp, some of them over tensor or over data, all over data; slices go over data."""
     count = math.prod(topology.shape)
     for tensor in TENSOR:
         if count % tensor == 0:
             yield {"mesh.data": str(topology.slices), "mesh.fsdp": str(count // tensor), "mesh.tensor": str(tensor), "mesh.sequence": "1"}
+    for copies in REPLICAS:
+        if count % copies == 0 and count // copies >= LEAST:
+            yield {"mesh.data": str(topology.slices * copies), "mesh.fsdp": str(count // copies), "mesh.tensor": "1", "mesh.sequence": "1"}
     if count > 1:
         yield {"mesh.data": str(topology.chips), "mesh.fsdp": "1", "mesh.tensor": "1", "mesh.sequence": "1"}
+
+
+def sizes(config: Config, chips: int) -> dict[str, int]:
+    """The mesh's sizes as a config has them, that of -1 filled in."""
+    given = {key: value for key, value in flatten(config).items() if key in ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")}
+    return {key: chips // -math.prod(given.values()) if value == -1 else value for key, value in given.items()}
 
 
 def candidates(topology: Topology, config: Config, backends: Sequence[str]) -> list[list[Overrides]]:
@@ -66,7 +76,8 @@ def search(
     options: Options, config: Config, given: Sequence[str], backends: Sequence[str], *, told: Callable[[str], None], run: Callable[..., Try] | None = None
 ) -> list[Try]:
     """The tries that fit, best first. `given` are the arguments of `ptm plan` that name the config; `told` hears of each try as it ends."""
-    run, topology, given_values = run or _compiled, parse_topology(options.topology), flatten(config)
+    run, topology = run or _compiled, parse_topology(options.topology)
+    given_values = flatten(config) | sizes(config, topology.chips)
     tried: dict[tuple, Try] = {}
 
     def attempt(overrides: Overrides) -> Try:
