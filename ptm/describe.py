@@ -19,7 +19,7 @@ from ptm.samples import sample
 PACKAGES = ("ptm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def _git_state() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """Commit of the checkout that this package lies in and whether it has changes; empty if it is none."""
 
     def git(*words: str) -> str:
@@ -52,7 +52,7 @@ def session(run: Run, start: int, changes: dict[str, tuple[Any, Any]]) -> dict[s
         "from_step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": run.layout.mesh.size, "processes": jax.process_count()},
-        "mesh": dict(run.layout.mesh.shape), "remat": run.model.module.context.remat, "git": _git_state(), "config": config_lib.fingerprint(run.config),
+        "mesh": dict(run.layout.mesh.shape), "remat": run.model.module.context.remat, "git": git_state(), "config": config_lib.fingerprint(run.config),
         "changes": {key: list(pair) for key, pair in changes.items()},
     }  # fmt: skip
 

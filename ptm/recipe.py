@@ -16,28 +16,38 @@ def load(spec: str) -> ConfigDict:
 
     Raises ConfigError if there is no such file or function, or with the line of the file if a config refused what the recipe did.
     """
+    config = call(spec, function="get_config", what="recipe")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config of recipe '{spec.partition(':')[0]}' returned a {type(config).__name__}; it must return what ptm.config.base() gave it.")
+    return config
+
+
+def call(spec: str, *, function: str, what: str) -> Any:
+    """What the function of the file `FILE.py[:ARGUMENT]` returns for the argument; `what` is such a file called.
+
+    Raises ConfigError if there is no such file or function, or with the line of the file that went wrong.
+    """
     path, _, argument = spec.partition(":")
     if not os.path.isfile(path):
         folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
         known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
-        raise ConfigError(f"no recipe '{path}'. In {folder}: {', '.join(known) or 'no .py file'}.{fields.nearest(os.path.basename(path), known)}")
-    module_spec = importlib.util.spec_from_file_location("ptm_recipe", path)
+        raise ConfigError(f"no {what} '{path}'. In {folder}: {', '.join(known) or 'no .py file'}.{fields.nearest(os.path.basename(path), known)}")
+    module_spec = importlib.util.spec_from_file_location(f"ptm_{what}", path)
     if module_spec is None:
-        raise ConfigError(f"recipe '{path}' is not a Python file; its name must end in .py.")
+        raise ConfigError(f"{what} '{path}' is not a Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ConfigError(f"recipe '{path}', line {error.lineno}: {error.msg}.") from error
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"recipe '{path}' has no function get_config(argument).")
+        raise ConfigError(f"{what} '{path}', line {error.lineno}: {error.msg}.") from error
+    except (AttributeError, ImportError, KeyError, NameError, TypeError) as error:
+        raise ConfigError(f"{what} '{path}', line {_line(error, path)}: {_reason(error)}") from error
+    if not hasattr(module, function):
+        raise ConfigError(f"{what} '{path}' has no function {function}(argument).")
     try:
-        config = module.get_config(argument)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"recipe '{path}', line {_line(error, path)}: {_reason(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config of recipe '{path}' returned a {type(config).__name__}; it must return what ptm.config.base() gave it.")
-    return config
+        return getattr(module, function)(argument)
+    except (AttributeError, KeyError, NameError, TypeError) as error:
+        raise ConfigError(f"{what} '{path}', line {_line(error, path)}: {_reason(error)}") from error
 
 
 def _line(error: Exception, path: str) -> int:

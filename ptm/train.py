@@ -29,9 +29,12 @@ ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if
 FREE = ("train.steps", "train.microbatches", "data.prefetch", "data.max_bad_records")
 
 
-def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None) -> int:
+def train(
+    config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None, until: int | None = None
+) -> int:
     """Runs or continues the run of `config` in `workdir`; returns the exit code, 0 finished or 75 interrupted and resumable.
 
+    With `until` it stops after that step, if it has not passed it already, and the code is 0: a later call goes on.
     Raises ConfigError for a config that cannot run or does not fit what the workdir holds, FloatingPointError where the loss or the
     gradient stops being finite.
     """
@@ -45,6 +48,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 specs.require(spec)
     teacher.require(config)
     steps, primary = config.train.steps, jax.process_index() == 0
+    last = steps if until is None else min(until, steps)  # of this call
 
     with contextlib.ExitStack() as stack:
         compiles = stack.enter_context(contextlib.closing(compiles_lib.CompileEvents()))
@@ -106,7 +110,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
             progress.message("Compiling the first step.")
-        for step in range(start, steps):
+        for step in range(start, last):
             waits.start()
             made = next(loader)
             waits.batch()
@@ -124,7 +128,7 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 jax.block_until_ready(metrics)
                 progress.message(_first_step(time.monotonic() - started, compiles.totals()))
             due_evals = [name for name, options in config.evals.items() if done % options.every == 0 or done == steps]
-            due_save = done % config.checkpoint.every == 0 or done == steps
+            due_save = done % config.checkpoint.every == 0 or done == last
             if due_evals or due_save or stop.due:
                 record(*pending)
                 pending = None
@@ -148,9 +152,12 @@ def train(config: Any, *, workdir: str | os.PathLike, allow_change: tuple[str, .
                 break
         checkpoints.wait()
         progress.close()
-        if done < steps:
+        if done < last:
             progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")
             return INTERRUPTED
+        if done < steps:
+            progress.message(f"Stopped at step {done} of {steps}, as asked; saved.")
+            return FINISHED
         summary = describe.summary(run, state["params"], evaluated or last_evals(config, workdir), time.monotonic() - started)
         if primary:
             print(summary, flush=True)
