@@ -1,4 +1,4 @@
-"""The command line: `ptm train|evaluate|predict|convert|analyze|submission|plan`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|study|evaluate|predict|convert|analyze|submission|plan`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
@@ -20,7 +20,7 @@ from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
-HOSTED = ("train", "evaluate")  # what several processes do together
+HOSTED = ("train", "evaluate")  # what several processes do together, and one run of a study
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +51,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--model", metavar="SPEC", help="ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR or hub:ORG/NAME[@REVISION]")
     evaluate.add_argument("--evals", default="", metavar="NAME,...", help="evals of the run, or kinds of evals with their defaults; --config.evals.NAME.KEY=VALUE sets keys")
     evaluate.add_argument("--predictions", metavar="FILE", help="where one eval's predictions go, instead of into the workdir")
-    for command in (train, evaluate):
+    study = commands.add_parser(
+        "study", allow_abbrev=False, help="run what a study file declares", description="Run, or continue, the runs of a study: arms that differ in declared ways, under several seeds.",
+        usage="ptm study FILE.py[:WORDS] --workdir=DIR [--dry_run] [--config.STAGE.SECTION.KEY=VALUE ...] [FLAGS]",
+        epilog="Exit codes: 0 all runs finished; 75 interrupted, the same command continues; 1 some failed; 2 wrong usage or study.",
+    )  # fmt: skip
+    study.add_argument("words", nargs="?", metavar="FILE.py[:WORDS]", help="study file and its argument, such as experiments/quickstart.py")
+    study.add_argument("--workdir", metavar="DIR", help="folder of the study, a workdir for each run below it; an existing one is continued")
+    study.add_argument("--dry_run", action="store_true", help="check everything, show arms, runs, tokens and time, and stop")
+    study.add_argument("--run", metavar="ARM/seedK/STAGE", help="one run alone, as launchers start it; without it all that are left, one after the other")
+    study.add_argument("--same_code", action="store_true", help="refuse runs of different versions of the code, instead of a warning")
+    study.add_argument("--retries", type=int, default=1, metavar="N", help="how often a run that failed is tried again")
+    for command in (train, evaluate, study):
         together = command.add_argument_group("several processes", "One run on the devices of several hosts: the same command on each. SLURM, Open MPI, Kubernetes and TPU pods are detected.")
         for name, (metavar, doc) in processes.flags().items():
             together.add_argument(f"--{name}", metavar=metavar, help=doc)
@@ -113,7 +124,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, commands.choices
 
 
-CONFIGURED = ("train", "plan")  # commands that take a config and its overrides
+CONFIGURED = ("train", "plan", "study")  # commands that take a config and its overrides
 
 
 def _guess(word: str, known: list[str]) -> str:
@@ -151,8 +162,8 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if flags.command is None:
         raise ConfigError(f"give a command: {', '.join(f'`ptm {name}`' for name in commands)}. `ptm --help` says what they do.")
     if unknown:
-        known = [f"--{name}" for name in vars(flags) if name != "command"]
-        shown = ", ".join([*known, "--config.SECTION.KEY=VALUE"] if flags.command in CONFIGURED else known)
+        known = [f"--{name}" for name in vars(flags) if name not in ("command", "words")]
+        shown = ", ".join([*known, f"--config.{'STAGE.' if flags.command == 'study' else ''}SECTION.KEY=VALUE"] if flags.command in CONFIGURED else known)
         raise ConfigError(f"unknown argument '{unknown[0]}' of `ptm {flags.command}`; allowed: {shown}.{_guess(unknown[0], known)}")
     misplaced = [key for key in overrides if flags.command not in CONFIGURED and not (flags.command == "evaluate" and key.startswith("evals."))]
     if misplaced:
@@ -232,6 +243,23 @@ def _train(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ptm import train
 
     return train.train(resolved, workdir=flags.workdir, allow_change=allow_change)
+
+
+def _study(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if not flags.words:
+        raise ConfigError("`ptm study` needs FILE.py[:WORDS], a study such as experiments/quickstart.py.")
+    if not flags.workdir:
+        raise ConfigError("`ptm study` needs --workdir=DIR, the folder that the runs are written to.")
+    if flags.run and flags.dry_run:
+        raise ConfigError("--dry_run shows a whole study; leave --run out.")
+    if not flags.run and (given := [name for name in processes.flags() if vars(flags)[name] is not None]):
+        raise ConfigError(f"--{given[0]} is of one run on several hosts; give --run=ARM/seedK/STAGE too.")
+    from ptm.study import runner
+
+    given = {"workdir": flags.workdir, "overrides": overrides, "same_code": flags.same_code}
+    if flags.run:
+        return runner.run_one(flags.words, name=flags.run, **given)
+    return runner.plan(flags.words, **given) if flags.dry_run else runner.run(flags.words, retries=flags.retries, **given)
 
 
 def _evaluate(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -346,13 +374,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
         if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
             allocator.keep_pages()
-        if flags.command not in HOSTED:
+        if flags.command not in HOSTED and not (flags.command == "study" and flags.run):
             processes.require_alone(flags.command)
-            if flags.command == "plan":
-                return _plan(flags, overrides)
+            if flags.command in ("plan", "study"):
+                return {"plan": _plan, "study": _study}[flags.command](flags, overrides)
             return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
         with _together(flags):
-            return {"train": _train, "evaluate": _evaluate}[flags.command](flags, overrides)
+            return {"train": _train, "evaluate": _evaluate, "study": _study}[flags.command](flags, overrides)
     except (ConfigError, KeyboardInterrupt, FloatingPointError) as error:
         message, code = _told(error)
         print(message, file=sys.stderr)

@@ -32,7 +32,7 @@ samples weights adopt
 teacher
 describe
 train evaluate convert predict analyze harness submission plan
-seeds
+seeds study
 cli
 """
 
@@ -57,6 +57,7 @@ ONLY_IN = {
     "rouge_score": ("ptm/metrics/written.py",),
     "huggingface_hub": ("ptm/specs.py",),
     "lm_eval": ("ptm/harness.py",),
+    "optuna": ("ptm/study/search.py",),
 }
 NEVER = {"tensorflow", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Folders that must not know a library or a part of the package, directly.
@@ -72,10 +73,12 @@ BARRED = {
 }
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
-    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.hosts"},
+    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.study.runner", "ptm.hosts"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
     "ptm/nn/attention.py": {"ptm.nn.pallas"},
+    "ptm/study/__init__.py": {"ptm.study.resolution"},
+    "ptm/study/search.py": {"optuna"},
     "ptm/specs.py": {"huggingface_hub"},
     "ptm/hf/check.py": {"torch", "transformers"},
     "ptm/metrics/written.py": {"sacrebleu", "rouge_score.rouge_scorer"},

@@ -1,0 +1,190 @@
+"""Who is at a run of a study and who was: run.json, a lock that ends with its process, and a sign of life for other hosts.
+
+A run's folder holds `run.json`, {"identity", "attempts": [{"start", "end", "exit_code", "error", "git", "host", "pid"}]} (times in seconds since
+1970; an attempt that was killed has no end), `run.lock`, which its process holds, `alive`, which that process touches, and `claim.lock`, which a runner
+holds while a child of its own is at the run, so that another runner does not even start one.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ptm.fields import ConfigError
+
+FILE, LOCK, ALIVE = "run.json", "run.lock", "alive"
+INTERRUPTED = 75
+BEAT = 20.0  # seconds between two signs of life
+FRESH = 120.0  # seconds after which one that is not renewed means that its process is gone
+TRIES, PAUSE = 20, 0.1  # of a lock: who looks whether it is held holds it for a moment
+
+
+class Busy(Exception):
+    """Another process is at the run; the message says which."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The run.json of a run's folder; without attempts where there is none. Raises ConfigError for a damaged one."""
+    try:
+        return json.loads((path / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"identity": None, "attempts": []}
+    except ValueError as error:
+        raise ConfigError(f"{path / FILE} is damaged ({error}); move it away, the run itself does not need it.") from None
+
+
+def write(path: Path, *, identity: str, attempts: list[dict[str, Any]]) -> None:
+    """Replaces the run.json of a run's folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / f"{FILE}.{os.getpid()}.partial"
+    partial.write_text(json.dumps({"identity": identity, "attempts": attempts}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path / FILE)
+
+
+def failed(attempt: dict[str, Any]) -> bool:
+    """Whether an attempt ended in an error: neither finished, nor interrupted, nor cut off."""
+    return attempt["exit_code"] not in (None, 0, INTERRUPTED)
+
+
+def failures(attempts: list[dict[str, Any]]) -> int:
+    """Attempts in a row that failed, up to the last one."""
+    count = 0
+    for attempt in reversed(attempts):
+        if not failed(attempt):
+            break
+        count += 1
+    return count
+
+
+def alive(path: Path, attempts: list[dict[str, Any]]) -> bool:
+    """Whether a process is at the run: one that holds its lock, or one of another host that gave a sign of life of late."""
+    return _locked(path) or _elsewhere(path, attempts)
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with open(path / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody was ever at it, or a file system without locks
+        return False
+    return False
+
+
+def _elsewhere(path: Path, attempts: list[dict[str, Any]]) -> bool:
+    if not attempts or attempts[-1]["end"] is not None or attempts[-1]["host"] == socket.gethostname():
+        return False
+    try:
+        return time.time() - (path / ALIVE).stat().st_mtime < FRESH
+    except FileNotFoundError:
+        return False
+
+
+def note(path: Path, *, pid: int, identity: str, git: dict[str, Any], exit_code: int, error: str | None) -> None:
+    """Notes the end of a process that could not do so itself: of its attempt, or of one that it had not yet noted."""
+    found = read(path)["attempts"]
+    if not found or found[-1]["pid"] != pid or found[-1]["end"] is not None:
+        found.append(_begun(git) | {"pid": pid})
+    found[-1] |= {"end": time.time(), "exit_code": exit_code, "error": error}
+    write(path, identity=identity, attempts=found)
+
+
+def _begun(git: dict[str, Any]) -> dict[str, Any]:
+    return {"start": time.time(), "end": None, "exit_code": None, "error": None, "git": git, "host": socket.gethostname(), "pid": os.getpid()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """An attempt that is on; its end is noted by `end`."""
+
+    path: Path
+    identity: str
+    earlier: tuple[dict[str, Any], ...]
+    this: dict[str, Any]
+
+    def end(self, code: int, *, error: str | None = None) -> None:
+        """The attempt is over, with an exit code and, if it failed, a reason."""
+        self._write(self.this | {"end": time.time(), "exit_code": code, "error": error})
+
+    def begin(self) -> None:
+        """The attempt is on."""
+        self._write(self.this)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        write(self.path, identity=self.identity, attempts=[*self.earlier, entry])
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, identity: str, git: dict[str, Any]) -> Iterator[Attempt]:
+    """Takes a run for this process and notes an attempt; the lock goes with the process, however that ends. Raises Busy where another process has it.
+
+    A process of another host whose signs of life may be those of one that is gone is waited for, until that is known.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        _take(stack.enter_context(open(path / LOCK, "ab")), path)
+        until = time.monotonic() + FRESH + BEAT
+        while _elsewhere(path, earlier := read(path)["attempts"]):
+            if time.monotonic() > until:
+                raise Busy(f"{path} is run by process {earlier[-1]['pid']} of {earlier[-1]['host']}.")
+            time.sleep(1)
+        attempt = Attempt(path, identity, tuple(earlier), _begun(git))
+        attempt.begin()
+        done = threading.Event()
+        threading.Thread(target=_beat, args=(path / ALIVE, done), name="alive", daemon=True).start()
+        try:
+            yield attempt
+        finally:
+            done.set()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The body while no other runner of a study's folder is in one; waits for it."""
+    with open(folder / "study.lock", "ab") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: runners there must not be started at the same moment
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this runner is the one that may start a process for a run, until the body ends."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / "claim.lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+
+
+def _take(file: IO[bytes], path: Path) -> None:
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(PAUSE)
+        except OSError:
+            return  # a file system without locks: signs of life must do
+    raise Busy(f"{path} is being run by another process.")
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            path.touch()
+        if done.wait(BEAT):
+            return
