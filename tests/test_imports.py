@@ -259,3 +259,10 @@ def test_light_imports(module, absent):
     code = f"import sys, {module}; print(*[name for name in {absent.split()} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.split() == []
+
+
+def test_launchers_know_little_of_the_package():
+    """They hand commands to processes, and resolve studies."""
+    inner = [item for item in imports("launch") if item.module.startswith("ptm")]
+    assert {part(item.module) for item in inner} == {"fields", "processes", "study"}
+    assert {item.module.split(".")[0] for item in imports("launch")} <= {"ptm", "launch", "yaml", *sys.stdlib_module_names}
