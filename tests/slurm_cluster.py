@@ -104,9 +104,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         yield env
     finally:
         subprocess.run(["scancel", "--full", "--user=root"], env=env, capture_output=True)
-        for child in reversed(children):
+        for child in reversed(children):  # one after the other: they speak to each other until they have ended
             child.terminate()
-        for child in reversed(children):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(10)
             child.kill()
