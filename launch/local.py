@@ -1,5 +1,6 @@
 """`python -m launch.local`: tasks on this machine, some at a time, each on cores and devices of its own."""
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -75,9 +76,13 @@ def machine() -> tuple[list[int], list[str]]:
 
 
 def _begin(job: Job, task: Task, slot: Slot, log: IO[bytes]) -> subprocess.Popen:
-    bound = functools.partial(os.sched_setaffinity, 0, slot.cores) if hasattr(os, "sched_setaffinity") else None
     streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(task.command, cwd=job.folder, env=os.environ | slot.env, start_new_session=True, preexec_fn=bound, **streams)
+    child = subprocess.Popen(task.command, cwd=job.folder, env=os.environ | slot.env, start_new_session=True, **streams)
+    if hasattr(os, "sched_setaffinity"):
+        # From here, before it has threads: code between fork and exec may wait for ever for a lock of one of ours.
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(child.pid, slot.cores)
+    return child
 
 
 def start(job: Job, options: Options) -> int:
