@@ -103,12 +103,20 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         _wait(lambda: "idle" in subprocess.run(["sinfo", "--noheader", "--format=%t"], env=env, capture_output=True, text=True).stdout, children, folder)
         yield env
     finally:
-        subprocess.run(["scancel", "--full", "--user=root"], env=env, capture_output=True)
+        _empty(env)
         for child in reversed(children):  # one after the other: they speak to each other until they have ended
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(10)
             child.kill()
+
+
+def _empty(env: dict[str, str]) -> None:
+    """Ends all jobs, whose processes would outlive the daemons."""
+    until = time.monotonic() + PATIENCE
+    while subprocess.run(["squeue", "--noheader"], env=env, capture_output=True, text=True).stdout.strip() and time.monotonic() < until:
+        subprocess.run(["scancel", "--full", "--user=root"], env=env, capture_output=True)
+        time.sleep(0.5)
 
 
 def _wait(ready, children: list[subprocess.Popen], folder: Path) -> None:
