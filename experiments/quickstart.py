@@ -5,8 +5,11 @@
     ptm report runs/study
 
 Xiong et al. 2020 (On Layer Normalization in the Transformer Architecture, section 4) find that with norms inside the residual branches, as in GPT-2, a
-model trains well at rates, and without a long warm-up, that one with norms after each residual, as in GPT, does not stand. Here: small
-decoders on characters, the same rate and warm-up for both. It shows the ordering at that rate alone; the post-norm arm with a rate of its own is closer.
+model trains well at rates, and without a long warm-up, that one with norms after each residual, as in GPT, does not stand. Here: small decoders on
+bytes, the same rate and warm-up for both. It shows the ordering at that rate alone: at 5e-4 in place of 3e-3
+(--config.pretrain.optimizer.learning_rate=5e-4, seed 0) the post-norm arm ends at 3.11 nats a byte instead of 3.29.
+
+Measured on one core of a 2-core machine, all six runs in 2 min 50 s: pre-norm 2.81, 3.04, 2.82, post-norm 3.29, 3.33, 3.28.
 """
 
 from ptm import recipe
@@ -27,6 +30,6 @@ def get_study(argument: str = "") -> Study:
         base="pre-norm",
         differs=("model.prenorm",),
         seeds=(0, 1, 2),
-        metrics=(Metric("pretrain:validation/loss", higher=False, label="validation loss, nats a character"),),
+        metrics=(Metric("pretrain:validation/loss", higher=False, label="validation loss, nats a byte"),),
         orderings=(Ordering(better="pre-norm", worse="post-norm", metric="pretrain:validation/loss", source="section 4.2"),),
     )

@@ -822,6 +822,16 @@ def test_a_study_from_end_to_end(whole, text):
 
 
 @pytest.mark.runs
+def test_a_study_is_checked_without_a_device(text, tmp_path):
+    """A login node has none: to resolve and record a study asks for none."""
+    env = environment(text) | {"JAX_PLATFORMS": "nothing"}
+    subprocess.run(command(tmp_path, "--dry_run"), env=env, check=True)
+    code = f"from ptm.study import prepare; prepare({STUDY!r}, workdir={str(tmp_path / 'new')!r})"
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert len(folder.read(tmp_path / "new").runs) == 8
+
+
+@pytest.mark.runs
 def test_sigterm_is_passed_on(whole, text, tmp_path):
     """The runner ends with 75 once its run has saved, and the same command ends as if nothing had happened."""
     process = subprocess.Popen(command(tmp_path), env=environment(text), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -872,21 +882,17 @@ def test_a_search_goes_on(text, tmp_path):
 def test_killed_at_random_moments(whole, text, tmp_path):
     """SIGKILL to the runner and its run, five times, ends with exactly the figures of a study that nothing interrupted."""
     rng = random.Random(1)
-    kills = 0
-    while kills < 5:
-        process = subprocess.Popen(command(tmp_path), env=environment(text), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        try:
-            process.wait(timeout=rng.uniform(6, 25))
-        except subprocess.TimeoutExpired:
-            children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
-            for pid in (process.pid, *map(int, children)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            assert kills, "it must be killed while it works"
-            break
+    for _ in range(5):
+        process = subprocess.Popen(command(tmp_path), env=environment(text), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):  # it is killed while it works
+            process.wait(timeout=rng.uniform(5, 12))
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+        for pid in (process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+    attempts_before = [attempt for run in folder.read(tmp_path).runs for attempt in folder.state(tmp_path, run).attempts]
+    assert any(attempt["end"] is None for attempt in attempts_before), "a kill hit a run"
     subprocess.run(command(tmp_path), env=environment(text), check=True)
     assert everything(tmp_path) == everything(whole)
     for run in folder.read(tmp_path).runs:
