@@ -4,23 +4,20 @@ import dataclasses
 import functools
 import json
 import os
-import statistics
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from scipy import stats
 
 from ptm import config as config_lib
-from ptm import hosts, labels, registry, train
+from ptm import hosts, labels, registry, statistics, train
 from ptm.checkpoint import CheckpointError, steps_in
 from ptm.fields import ConfigError
 
 SUMMARY = "seeds.json"
 FAILED = 1
-CONFIDENCE = 0.95
 
 
 def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tuple[str, ...] = (), devices: list | None = None) -> int:
@@ -91,12 +88,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"n": 1, "mean": mean, "sd": None, "ci95": None}
-    sd = statistics.stdev(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / len(values) ** 0.5
-    return {"n": len(values), "mean": mean, "sd": sd, "ci95": [mean - half, mean + half]}
+    found = statistics.summary(values)
+    return {"n": found.n, "mean": found.mean, "sd": found.sd, "ci95": None if found.interval is None else list(found.interval)}
 
 
 def table(summary: Mapping[str, Any]) -> str:

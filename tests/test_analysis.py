@@ -16,8 +16,8 @@ import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptm import hf
-from ptm.analysis import attention, bias, inputs, intervals, maps, probes, suites
+from ptm import hf, statistics
+from ptm.analysis import attention, bias, inputs, maps, probes, suites
 from ptm.analysis.likelihood import Scorer
 from ptm.data.batch import Document
 from ptm.fields import ConfigError
@@ -286,7 +286,7 @@ def test_crows_pairs(tmp_path):
     result = bias.run("crows_pairs", str(tmp_path / "c.csv"), scorer=judge)
     assert [asked for asked, _ in judge.asked] == 2 * [["the"], ["are"], ["lazy"], ["."]] + 2 * [["the"], ["man"], ["sat"], ["."]]
     assert result.skipped == {"rows without two different sentences": 1, "pairs that do not fit into the model": 0, "pairs with the same tokens": 1}
-    assert result.figures["all"] == {"percent": 50.0, "interval": pytest.approx([100 * x for x in intervals.wilson(1, 2)]), "count": 2, "ties": 2}
+    assert result.figures["all"] == {"percent": 50.0, "interval": pytest.approx([100 * x for x in statistics.wilson(1, 2)]), "count": 2, "ties": 2}
     judge.masked = False  # a decoder: whole sentences
     figures = bias.run("crows_pairs", str(tmp_path / "c.csv"), scorer=judge).figures
     assert figures["bias_type"]["socioeconomic"]["percent"] == 0 and figures["direction"]["antistereo"]["percent"] == 100
@@ -361,9 +361,9 @@ def ptm_data():
 
 def test_intervals():
     """Wilson's interval of 8 of 10 (Brown et al. 2001 print [0.490, 0.943]); a bootstrap of a constant has no width."""
-    assert intervals.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert intervals.wilson(0, 0) == (0.0, 1.0) and intervals.bootstrap([2.0] * 5) == (2.0, 2.0)
-    low, high = intervals.bootstrap(np.random.default_rng(0).standard_normal(400))
+    assert statistics.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert statistics.wilson(0, 0) == (0.0, 1.0) and statistics.bootstrap([2.0] * 5) == (2.0, 2.0)
+    low, high = statistics.bootstrap(np.random.default_rng(0).standard_normal(400))
     assert low == pytest.approx(-0.098 - 0.02, abs=0.06) and high - low == pytest.approx(2 * 1.96 / 20, abs=0.03)
 
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptm.analysis import suites
-from ptm.analysis.intervals import bootstrap, wilson
 from ptm.analysis.likelihood import Scorer, TooLong
 from ptm.analysis.suites import Cloze, Pair
 from ptm.fields import ConfigError, lookup
+from ptm.statistics import bootstrap, wilson
 
 CAVEATS = (
     "The pairs of these suites are known to be noisy: many mix up groups, differ in more than the group, or state no stereotype (Blodgett et al. 2021). "

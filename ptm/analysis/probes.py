@@ -15,10 +15,10 @@ import optax
 
 from ptm.analysis import inputs
 from ptm.analysis.inputs import Row
-from ptm.analysis.intervals import wilson
 from ptm.data.batch import Document, keyed_rng
 from ptm.fields import ConfigError
 from ptm.models import Model
+from ptm.statistics import wilson
 
 ROWS = 16  # of a batch
 STEPS, TOLERANCE = 500, 1e-4  # of the optimizer: most steps, and the norm of the gradient at which it stops
