@@ -1,7 +1,11 @@
 """Settings of the whole test run and the processes it starts: eight CPU devices, one compile cache, quick instead of optimised compiles."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +48,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     whole = {item.path.name for item in items if not any("::" in argument for argument in item.config.args)}
     if missing := {entry for entry in RUNS - found if entry.partition("::")[0] in whole}:
         raise pytest.UsageError(f"tests/conftest.py names tests that are not there: {', '.join(sorted(missing))}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs chromium (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Callable[..., tuple[Any, list[str], list[str]]]]:
+    """Opens a page in a window of a width: its tab, what it says (console, errors, dialogs), and what it asks for."""
+    contexts = []
+
+    def open_page(path: Path, *, width: int) -> tuple[Any, list[str], list[str]]:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+        tab = contexts[-1].new_page()
+        said: list[str] = []
+        asked: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: said.append("dialog"))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri())
+        return tab, said, asked
+
+    yield open_page
+    for context in contexts:
+        context.close()

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -170,33 +169,14 @@ def test_page_holds_the_maps_and_nothing_that_runs():
         assert base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() in policy
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs chromium (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_in_a_browser(browser, tmp_path, width):
+def test_page_in_a_browser(watched, tmp_path, width):
     """What a person sees after clicking a head, pointing at tokens and pressing keys are the numbers of the maps; nothing is fetched and nothing fails."""
     views = [view(queries=5, keys=5), view("cross", keys=6, seed=1)]
     other = view(queries=3, keys=3, seed=2)
     (tmp_path / "attention.html").write_text(page.render([(NASTY, views), ("second", [other])], title=NASTY, about="about"), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 800})
-    tab = context.new_page()
-    said, asked = [], []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: said.append("dialog"))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto((tmp_path / "attention.html").as_uri())
+    tab, said, asked = watched(tmp_path / "attention.html", width=width)
     assert tab.locator("h1").text_content() == NASTY
     assert tab.locator("#overview button").count() == 6
 
@@ -255,4 +235,3 @@ def test_page_in_a_browser(browser, tmp_path, width):
     assert tab.locator("html").get_attribute("class") == "dark"
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out sideways"
     assert said == [] and asked == [(tmp_path / "attention.html").as_uri()]
-    context.close()

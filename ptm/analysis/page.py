@@ -1,16 +1,13 @@
 """One HTML page, which needs nothing but itself, in which a person looks at attention over texts."""
 
 import base64
-import hashlib
-import html
-import json
-import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
+from ptm import page
 from ptm.analysis import attention, maps
 from ptm.analysis.maps import FIGURES, View
 
@@ -18,21 +15,10 @@ ONE = 65535  # the integer that stands for a weight of 1
 
 
 def render(texts: Sequence[tuple[str, Sequence[View]]], *, title: str, about: str) -> str:
-    """The page of some texts with their views; `about` is a line on the model.
-
-    All text reaches the page as data. Its policy lets it run its own script, by its hash, and load nothing.
-    """
+    """The page of some texts with their views; `about` is a line on the model."""
     template = resources.files("ptm.analysis").joinpath("page.html").read_text(encoding="utf-8")
     data = {"about": about, "figures": FIGURES, "texts": [{"text": text, "views": list(map(_view, views))} for text, views in texts]}
-    hashes = {tag: _hash(re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]) for tag in ("script", "style")}
-    policy = f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; img-src data:; base-uri 'none'; form-action 'none'"
-    # No text can end its element: in a string of JSON \u003c is the same as <.
-    values = {"policy": policy, "title": html.escape(title), "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c")}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
-
-
-def _hash(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    return page.render(template, title=title, data=data)
 
 
 def _view(view: View) -> dict[str, Any]:
