@@ -1,4 +1,4 @@
-"""The command line: `ptm train|study|evaluate|predict|convert|analyze|submission|plan`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|study|evaluate|predict|convert|analyze|submission|plan|report`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
@@ -18,6 +18,7 @@ from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError
 from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
+from ptm.report import options as report_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
 HOSTED = ("train", "evaluate")  # what several processes do together, and one run of a study
@@ -121,6 +122,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     plan.add_argument("--config", metavar="FILE.py[:WORDS]", help="recipe and its argument, as for `ptm train`")
     for name, (switch, doc) in plan_options.flags().items():
         plan.add_argument(f"--{name}", metavar="VALUE", help=doc.replace("%", "%%"), **({"nargs": "?", "const": "true"} if switch else {}))
+    report = commands.add_parser(
+        "report", allow_abbrev=False, help="what runs and studies say, as a page and as tables",
+        description="Report on a run, on several beside each other, or on a study; or tell two runs apart. Reads their folders alone.",
+        usage="ptm report WORKDIR... | STUDY_DIR [--output=DIR] [--formats=NAME,...]\n       ptm report --compare WORKDIR WORKDIR [--output=DIR] [--formats=NAME,...]",
+    )  # fmt: skip
+    report.add_argument("words", nargs="*", metavar="WORKDIR|STUDY_DIR", help="workdirs, folders of `ptm train --seeds`, or the folder of one study")
+    for name, (switch, doc) in report_options.flags().items():
+        report.add_argument(f"--{name}", metavar=None if switch else "VALUE", help=doc, **({"action": "store_const", "const": "true"} if switch else {}))
     return parser, commands.choices
 
 
@@ -259,7 +268,12 @@ def _study(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     given = {"workdir": flags.workdir, "overrides": overrides, "same_code": flags.same_code}
     if flags.run:
         return runner.run_one(flags.words, name=flags.run, **given)
-    return runner.plan(flags.words, **given) if flags.dry_run else runner.run(flags.words, retries=flags.retries, **given)
+    if flags.dry_run:
+        return runner.plan(flags.words, **given)
+    code = runner.run(flags.words, retries=flags.retries, **given)
+    if code != INTERRUPTED:
+        _write_report(report_options.Options(words=(flags.workdir,)))
+    return code
 
 
 def _evaluate(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -367,6 +381,18 @@ def _plan(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
+def _report(flags: argparse.Namespace) -> int:
+    _write_report(report_options.parse(flags.words, {name: vars(flags)[name] for name in report_options.flags() if vars(flags)[name] is not None}))
+    return 0
+
+
+def _write_report(options: report_options.Options) -> None:
+    from ptm.report import command
+
+    page, files = command.report(options)
+    _show("\n".join([*filter(None, [page]), *(f"written to {path}" for path in files)]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -378,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             processes.require_alone(flags.command)
             if flags.command in ("plan", "study"):
                 return {"plan": _plan, "study": _study}[flags.command](flags, overrides)
-            return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission}[flags.command](flags)
+            return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission, "report": _report}[flags.command](flags)
         with _together(flags):
             return {"train": _train, "evaluate": _evaluate, "study": _study}[flags.command](flags, overrides)
     except (ConfigError, KeyboardInterrupt, FloatingPointError) as error:

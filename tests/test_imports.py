@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the lowest to the highest. A module imports only from rows above its own, a package also from itself. Modules of one row do not
 # import each other. A new file of ptm/ needs a place here.
 RANKS = """
-fields allocator
+fields allocator statistics page
 tree sections processes
 config
 recipe
@@ -33,6 +33,7 @@ teacher
 describe
 train evaluate convert predict analyze harness submission plan
 seeds study
+report
 cli
 """
 
@@ -47,7 +48,7 @@ ONLY_IN = {
     "orbax": ("ptm/checkpoint.py",),
     "optax": ("ptm/optim.py", "ptm/state.py", "ptm/analysis/probes.py"),
     "matplotlib": ("ptm/analysis/pictures.py",),
-    "scipy": ("ptm/analysis/attention.py", "ptm/seeds.py"),
+    "scipy": ("ptm/analysis/attention.py", "ptm/statistics.py"),
     "sentencepiece": ("ptm/text/",),
     "tokenizers": ("ptm/text/",),
     "safetensors": ("ptm/hf/files.py",),
@@ -73,7 +74,7 @@ BARRED = {
 }
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
-    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.study.runner", "ptm.hosts"},
+    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.study.runner", "ptm.report.command", "ptm.hosts"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
     "ptm/nn/attention.py": {"ptm.nn.pallas"},

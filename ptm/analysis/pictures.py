@@ -14,7 +14,7 @@ WIDEST = 24  # heads or layers, tokens with labels
 
 def _figure(width: float, height: float) -> Any:
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("pictures need the package matplotlib: pip install 'ptm[analysis]', or give --pictures=no.")
+        raise ConfigError("pictures need the package matplotlib: pip install 'ptm[analysis]', or ask for none (--pictures=no, or --formats without png).")
     # A figure without pyplot: no display, no state that outlives it.
     import matplotlib.backends.backend_agg
     import matplotlib.figure
@@ -105,4 +105,21 @@ def shares(path: Path, parts: Mapping[str, Mapping[str, Any]], *, title: str) ->
     axes.axvline(50, color="black", linewidth=1, linestyle=":")
     axes.set(xlim=(0, 100), xlabel="%")
     axes.set_title(_plain(title), fontsize=9)
+    figure.savefig(path)
+
+
+def curves(path: Path, series: Sequence[tuple[str, Sequence[tuple], str, str]], *, title: str, note: str) -> None:
+    """Curves over steps, each (name, points, colour, style of line); points are (step, value, low, high), where low and high bound a band or are None."""
+    figure = _figure(7, 4.2)
+    axes = figure.subplots()
+    for name, points, colour, line in series:
+        steps, values, low, high = zip(*points)
+        axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.5, label=_plain(name), marker="o" if len(points) < 13 else None, markersize=3)
+        if None not in low and len(points) > 1:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.set_xlabel(f"step\n{_plain(note)}" if note else "step", fontsize=8)
+    axes.set_title(_plain(title), fontsize=9)
+    axes.grid(color="#d9dee5", linewidth=0.6)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8)
     figure.savefig(path)
