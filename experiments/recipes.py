@@ -2,8 +2,8 @@
 
     ptm train --config=experiments/recipes.py:bert,nsp,tiny --workdir=runs/bert
 
-Pretraining: bert bert_512 roberta albert electra t5 xlnet, and ltr ltr_512, BERT's shape as a decoder that learns left to right (Devlin et al. 2019, section 5.1);
-a second word is another of the family's objectives, as in configs/quickstart.py. Fine-tuning: sst2 rte stsb ner, and at full size mnli qnli mrpc squad1 squad2;
+Pretraining: bert bert_512 roberta albert electra t5 xlnet; ltr ltr_512, BERT's shape as a decoder that learns left to right (Devlin et al. 2019, section 5.1);
+masked, a BERT of ELECTRA's shape and settings (Clark et al. 2020, section 3.4); t5_decoder, a decoder in place of T5; a second word is another of the family's objectives, as in configs/quickstart.py. Fine-tuning: sst2 rte stsb ner, and at full size mnli qnli mrpc squad1 squad2;
 with `text` the task is put into words. Scales:
 
     full    the published recipe as configs/ has it. Text: $PTM_CORPUS/*.txt, documents apart by empty lines; tasks: $PTM_GLUE, $PTM_SQUAD, $PTM_NER.
@@ -15,25 +15,29 @@ sizes, as there: no dropout in pretraining, a larger initial spread. Tasks: SST-
 Wikigold, of which a tenth is held out.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from ptm import config, recipe
 from ptm.config import ConfigDict
-from ptm.models import gpt
-from ptm.objectives import causal
+from ptm.models import bert, gpt
+from ptm.objectives import causal, mlm
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PUBLISHED = {
     "bert": "bert.py:base", "bert_512": "bert.py:base_512", "ltr": "bert.py:base", "ltr_512": "bert.py:base_512", "roberta": "roberta.py:base",
-    "albert": "albert.py:base", "electra": "electra.py:base", "t5": "t5.py:base", "xlnet": "xlnet.py:base",
+    "albert": "albert.py:base", "electra": "electra.py:base", "masked": "electra.py:base", "t5": "t5.py:base", "t5_decoder": "t5.py:base", "xlnet": "xlnet.py:base",
 }  # fmt: skip
 OBJECTIVES = ("mlm", "nsp", "sop", "sentences", "rtd", "corruption", "denoising", "prefix", "permutation")
 TASKS = {
     "sst2": "glue.py:sst2", "rte": "glue.py:rte", "stsb": "glue.py:stsb", "mnli": "glue.py:mnli", "qnli": "glue.py:qnli", "mrpc": "glue.py:mrpc",
     "squad1": "squad.py:squad1", "squad2": "squad.py:squad2", "ner": "ner.py:conll2003",
 }  # fmt: skip
+
+
+SHAPE = ("num_layers", "width", "num_heads", "max_length", "dropout", "attention_dropout", "init_std")  # what families of decoders and encoders have in common
 
 
 class Scale(NamedTuple):
@@ -81,9 +85,9 @@ def get_config(argument: str = ""):
         return _task(name, objective, scale) if name in TASKS else _pretraining(name, objective, scale, documents="documents" in argument.split(","))
     if name in TASKS:
         return _load(f"finetune/{TASKS[name]}", objective)
-    cfg = _load(PUBLISHED[name], objective if name == "t5" else "")
+    cfg = _load(PUBLISHED[name], objective if name.startswith("t5") else "")
     cfg.data.update(source=(os.path.expandvars("text:$PTM_CORPUS/*.txt"),), document="paragraph")
-    return _left_to_right(cfg) if name.startswith("ltr") else cfg
+    return SHAPED[name](cfg) if name in SHAPED else cfg
 
 
 def _load(spec: str, *words: str) -> ConfigDict:
@@ -92,14 +96,31 @@ def _load(spec: str, *words: str) -> ConfigDict:
 
 def _left_to_right(cfg: ConfigDict) -> ConfigDict:
     """The run of an encoder as that of a decoder of its shape, with norms after the residuals as BERT has them."""
-    kept = {key: cfg.model[key] for key in ("num_layers", "width", "num_heads", "max_length", "dropout", "attention_dropout", "init_std")}
-    config.set_section(cfg, "model", gpt.Config(**kept, prenorm=False, activation="gelu", residual_std=kept["init_std"]))
+    model = gpt.Config(**{key: cfg.model[key] for key in SHAPE}, prenorm=False, activation="gelu", residual_std=cfg.model.init_std)
+    config.set_section(cfg, "model", model)
     config.set_section(cfg, "objective", causal.Config())
     return cfg
 
 
+def _masked(cfg: ConfigDict) -> ConfigDict:
+    """ELECTRA's run as that of a BERT of the discriminator's shape, with embeddings as wide as its layers."""
+    config.set_section(cfg, "objective", mlm.Config(rate=cfg.objective.rate))
+    config.set_section(cfg, "model", bert.BertConfig(**{key: cfg.model[key] for key in SHAPE}))
+    return cfg
+
+
+def _decoder(cfg: ConfigDict) -> ConfigDict:
+    """T5's run as that of a decoder of one side's shape, on input and target in one row."""
+    kept = {key: cfg.model[key] for key in ("num_layers", "width", "num_heads", "dropout")}
+    config.set_section(cfg, "model", gpt.Config(**kept, mlp_width=cfg.model.mlp_width, max_length=4 * cfg.objective.input_length, attention_dropout=cfg.model.dropout))
+    return cfg
+
+
+SHAPED = {"ltr": _left_to_right, "ltr_512": _left_to_right, "masked": _masked, "t5_decoder": _decoder}
+
+
 def _pretraining(name: str, objective: str, scale: Scale, *, documents: bool) -> ConfigDict:
-    family = "bert" if name.startswith("ltr") else name.removesuffix("_512")
+    family = PUBLISHED[name].partition(".")[0]
     cfg = _load(f"quickstart.py:{family}", objective)
     sizes = {
         "num_layers": scale.layers, "width": scale.width, "num_heads": scale.heads, "max_length": 4 * scale.length, "embed_width": scale.width // 2,
@@ -125,7 +146,7 @@ def _pretraining(name: str, objective: str, scale: Scale, *, documents: bool) ->
     cfg.train.update(steps=scale.steps, batch_size=scale.rows)
     cfg.schedule.warmup_steps = scale.steps // 10
     cfg.checkpoint.every = cfg.evals["validation"].every = scale.steps // 4
-    return _left_to_right(cfg) if name.startswith("ltr") else cfg
+    return SHAPED[name](cfg) if name in SHAPED else cfg
 
 
 def _task(name: str, objective: str, scale: Scale) -> ConfigDict:
