@@ -2,8 +2,9 @@
 
     ptm train --config=experiments/recipes.py:bert,nsp,tiny --workdir=runs/bert
 
-Pretraining: bert bert_512 roberta albert electra t5 xlnet; ltr ltr_512, BERT's shape as a decoder that learns left to right (Devlin et al. 2019, section 5.1);
-masked, a BERT of ELECTRA's shape and settings (Clark et al. 2020, section 3.4); t5_decoder, a decoder in place of T5; a second word is another of the family's objectives, as in configs/quickstart.py. Fine-tuning: sst2 rte stsb ner, and at full size mnli qnli mrpc squad1 squad2;
+Pretraining: bert bert_512 roberta albert electra t5 xlnet gpt; ltr ltr_512, BERT's shape as a decoder that learns left to right (Devlin et al. 2019, section 5.1);
+masked, a BERT of ELECTRA's shape and settings (Clark et al. 2020, section 3.4); xlnet_masked, XLNet's network on masked tokens;
+t5_decoder, a decoder in place of T5; a second word is another of the family's objectives, as in configs/quickstart.py. Fine-tuning: sst2 rte stsb ner, and at full size mnli qnli mrpc squad1 squad2;
 with `text` the task is put into words. Scales:
 
     full    the published recipe as configs/ has it. Text: $PTM_CORPUS/*.txt, documents apart by empty lines; tasks: $PTM_GLUE, $PTM_SQUAD, $PTM_NER.
@@ -29,6 +30,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PUBLISHED = {
     "bert": "bert.py:base", "bert_512": "bert.py:base_512", "ltr": "bert.py:base", "ltr_512": "bert.py:base_512", "roberta": "roberta.py:base",
     "albert": "albert.py:base", "electra": "electra.py:base", "masked": "electra.py:base", "t5": "t5.py:base", "t5_decoder": "t5.py:base", "xlnet": "xlnet.py:base",
+    "xlnet_masked": "xlnet.py:base", "gpt": "scale.py:gpt_1b",
 }  # fmt: skip
 OBJECTIVES = ("mlm", "nsp", "sop", "sentences", "rtd", "corruption", "denoising", "prefix", "permutation")
 TASKS = {
@@ -109,6 +111,12 @@ def _masked(cfg: ConfigDict) -> ConfigDict:
     return cfg
 
 
+def _masked_xlnet(cfg: ConfigDict) -> ConfigDict:
+    """XLNet's run on masked tokens: its network, without memory."""
+    config.set_section(cfg, "objective", mlm.Config())
+    return cfg
+
+
 def _decoder(cfg: ConfigDict) -> ConfigDict:
     """T5's run as that of a decoder of one side's shape, on input and target in one row."""
     kept = {key: cfg.model[key] for key in ("num_layers", "width", "num_heads", "dropout")}
@@ -116,11 +124,11 @@ def _decoder(cfg: ConfigDict) -> ConfigDict:
     return cfg
 
 
-SHAPED = {"ltr": _left_to_right, "ltr_512": _left_to_right, "masked": _masked, "t5_decoder": _decoder}
+SHAPED = {"ltr": _left_to_right, "ltr_512": _left_to_right, "masked": _masked, "t5_decoder": _decoder, "xlnet_masked": _masked_xlnet}
 
 
 def _pretraining(name: str, objective: str, scale: Scale, *, documents: bool) -> ConfigDict:
-    family = PUBLISHED[name].partition(".")[0]
+    family = name if name == "gpt" else PUBLISHED[name].partition(".")[0]
     cfg = _load(f"quickstart.py:{family}", objective)
     sizes = {
         "num_layers": scale.layers, "width": scale.width, "num_heads": scale.heads, "max_length": 4 * scale.length, "embed_width": scale.width // 2,
