@@ -16,7 +16,6 @@ sizes, as there: no dropout in pretraining, a larger initial spread. Tasks: SST-
 Wikigold, of which a tenth is held out.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import NamedTuple

@@ -189,9 +189,8 @@ def _require_config(spec: str, words: Sequence[str]) -> None:
 
 def _study_tasks(spec: str, command: tuple[str, ...], workdir: Path, overrides: Mapping[str, str], *, look: bool, write: bool) -> tuple[Task, ...]:
     """A task for each run of a study that is not finished, in the study's order."""
-    from ptm.study import folder
-
     from ptm import study
+    from ptm.study import folder
 
     record = study.prepare(spec, workdir=workdir, overrides=overrides, write=write)
     if record.halving or record.search:  # which runs there are, and how far they go, depends on the results of others
