@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ptm import config as config_lib
-from ptm import registry
+from ptm import registry, tree
 from ptm.fields import ConfigError
 from ptm.study.folder import PLACE, Record, RunRecord
 
@@ -42,14 +42,7 @@ def current(about: RunRecord) -> dict[str, Any]:
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dicts of dotted keys."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, leaf = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
+    return tree.unflatten({key.replace(".", "/"): value for key, value in flat.items()})
 
 
 def folders(names: Iterable[str], *, taken: Iterable[str]) -> dict[str, str]:
