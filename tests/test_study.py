@@ -677,6 +677,26 @@ def test_a_run_of_another_process_is_waited_for(loop, tmp_path, monkeypatch, cap
     assert "Waiting for low/seed0/pretrain: another process is at work there." in capsys.readouterr().out
 
 
+def test_a_signal_during_the_last_run_that_still_ends(loop):
+    """Nothing is left: that is no interruption. Before the last one it is, and nothing more is started."""
+
+    class Signalled(Fake):
+        def wait(self) -> int:
+            if self.run == last:
+                signal.raise_signal(signal.SIGTERM)
+            return super().wait()
+
+        def send_signal(self, number: int) -> None:
+            self.passed = number
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "Fake", Signalled)
+        last = "high/seed0/pretrain"
+        assert loop() == (75, ["low/seed0/pretrain", "high/seed0/pretrain"])
+        last = "high/seed1/pretrain"
+        assert loop() == (0, ["low/seed1/pretrain", "high/seed1/pretrain"])
+
+
 def test_a_run_that_another_runner_has_claimed_is_left_alone(loop, tmp_path, monkeypatch):
     """Between its start and its lock a run looks ready; a claim tells."""
     with contextlib.ExitStack() as stack:

@@ -48,10 +48,10 @@ def run(spec: str, *, workdir: str | os.PathLike, overrides: Mapping[str, str], 
     if retries < 0:
         raise ConfigError(f"--retries={retries}; allowed: 0 or more.")
     root = Path(workdir)
+    if resolution.load(spec).search is not None:
+        search.require()
     with attempts.locked(root) if root.is_dir() else contextlib.nullcontext():  # a study that is refused makes no folder
         record = resolution.prepare(spec, workdir=root, overrides=overrides)
-    if record.search is not None:
-        search.require()
     states = {name: folder.state(root, name) for name in record.runs}
     if stale := [name for name, state in states.items() if state.name == "stale"]:
         raise ConfigError(_stale(root, stale[0]))
@@ -131,7 +131,7 @@ class _Runner:
                 time.sleep(LOOK)
             elif not self._more(states):
                 return DONE
-        return INTERRUPTED
+        return INTERRUPTED if self._states() or self._record.search is not None else DONE
 
     def _one_of(self, candidates: list[str]) -> int | None:
         """Runs the first of some runs that no other runner has claimed; its exit code, or None where there is none."""
