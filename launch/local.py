@@ -7,7 +7,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from launch import command, pool
@@ -77,12 +77,22 @@ def machine() -> tuple[list[int], list[str]]:
 
 def _begin(job: Job, task: Task, slot: Slot, log: IO[bytes]) -> subprocess.Popen:
     streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-    child = subprocess.Popen(task.command, cwd=job.folder, env=os.environ | slot.env, start_new_session=True, **streams)
-    if hasattr(os, "sched_setaffinity"):
-        # From here, before it has threads: code between fork and exec may wait for ever for a lock of one of ours.
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.sched_setaffinity(child.pid, slot.cores)
-    return child
+    with _only(slot.cores):
+        return subprocess.Popen(task.command, cwd=job.folder, env=os.environ | slot.env, start_new_session=True, **streams)
+
+
+@contextlib.contextmanager
+def _only(cores: Sequence[int]) -> Iterator[None]:
+    """Children that are started in the body have these cores from their first instruction on; code between fork and exec could wait for ever for a lock of ours."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def start(job: Job, options: Options) -> int:
