@@ -217,7 +217,7 @@ def test_a_study_that_is_cut_and_killed(text, tmp_path, capfd):
     cut, killed = "low/seed0/first", "high/seed1/second"
     wait(lambda: (progress(two / cut).step or 0) > 30, "some steps of the first stage")
     scancel(two, cut, "--signal=TERM")
-    wait(lambda: (progress(two / killed).step or 0) > 90, "some steps of the second stage")
+    wait(lambda: (two / killed / "ckpt/80").is_dir(), "a checkpoint of the second stage")
     subprocess.run(["scancel", "--signal=KILL", f"{record(two)[killed]}.0"], check=True)  # the step, not the job
     wait(lambda: over(two), "all to end")
     told = log(two, cut)
