@@ -1,7 +1,7 @@
 """Several processes as one program: how they join, what they tell each other, and how they end together.
 
 All communication between processes that is not part of a compiled step is in three functions: `initialize` joins them, `gather` gives the values of all to
-all, `vote` adds up a flag on the devices without waiting. What the host says goes through the key-value store of jax.distributed, which needs no device and
+all, `vote` adds up counts on the devices without waiting. What the host says goes through the key-value store of jax.distributed, which needs no device and
 no order of launches; `first` and the checks below are made of `gather`. Where there is one process, all of them return at once.
 
 A process that fails says so in the same store, where a thread of every other one looks: all end with its exit code, whatever they wait for, and process 0
@@ -95,18 +95,20 @@ def gather(value: Any) -> list[Any]:
     return [found[n] for n in range(_state.num_processes)]
 
 
-def vote(flag: bool) -> Any:
-    """The number of devices of processes whose flag is set, the same everywhere: an array to look at later, since nobody waits here."""
+def vote(*counts: int) -> Any:
+    """Sums of what the processes give, each counted once for each of its devices, the same everywhere: an array to look at later, since nobody waits here."""
     if _state.num_processes == 1:
-        return np.int32(flag)
+        return np.asarray(counts, np.int32)
     everywhere, total = _ballot()
-    return total(jax.make_array_from_callback((everywhere.mesh.size,), everywhere, lambda index: np.full(1, flag, np.int32)))
+    shape = (everywhere.mesh.size, len(counts))
+    return total(jax.make_array_from_callback(shape, everywhere, lambda index: np.asarray([counts], np.int32)))
 
 
 @functools.cache
 def _ballot() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     mesh = Mesh(np.asarray(jax.devices()), ("devices",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec("devices"))
+    return everywhere, jax.jit(functools.partial(jnp.sum, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def first(function: Callable[[], Any]) -> Any:

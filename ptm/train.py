@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
-from ptm import describe, evals, fields, hosts, labels, parallel, registry, specs, teacher
+from ptm import describe, evals, fields, hosts, interrupts, labels, parallel, registry, specs, teacher
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -53,7 +52,7 @@ def train(
     with contextlib.ExitStack() as stack:
         compiles = stack.enter_context(contextlib.closing(compiles_lib.CompileEvents()))
         progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
-        stop = stack.enter_context(_signals(progress))
+        asked = stack.enter_context(interrupts.listen(progress.message))
         hosts.make_shared(workdir)
         run = teacher.attach(run_lib.setup(config, workdir=workdir, devices=devices))
         fingerprints, flat = run.fingerprints(), config_lib.flatten(config)
@@ -86,10 +85,10 @@ def train(
                 if found.again:
                     progress.message(f"{_compiled_again(found)} Step {done:,}, {during}.")
 
-        def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], stops: Any) -> None:
+        def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], votes: Any) -> None:
             """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
             skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
-            stop.look(stops)
+            asked.look(votes)
             timer.mark(done)
             if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -106,7 +105,7 @@ def train(
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         note_compiles(start, "start")
         timer, waits, profile = log_lib.StepTimer(), log_lib.Waits(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
-        done, evaluated, stop.running = start, {}, True
+        done, evaluated, asked.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
             progress.message("Compiling the first step.")
@@ -123,13 +122,13 @@ def train(
             if pending is not None:
                 record(*pending)
             done = step + 1
-            pending = (done, dict(metrics), loader.counts(), hosts.vote(stop.requested))
+            pending = (done, dict(metrics), loader.counts(), hosts.vote(*asked.votes()))
             if step == start:
                 jax.block_until_ready(metrics)
                 progress.message(_first_step(time.monotonic() - started, compiles.totals()))
             due_evals = [name for name, options in config.evals.items() if done % options.every == 0 or done == steps]
-            due_save = done % config.checkpoint.every == 0 or done == last
-            if due_evals or due_save or stop.due:
+            due_save = done % config.checkpoint.every == 0 or done == last or asked.save
+            if due_evals or due_save or asked.stop:
                 record(*pending)
                 pending = None
                 timer.pause()
@@ -142,12 +141,13 @@ def train(
                 progress.message(_eval_line(done, name, values))
             _check_metric(config, results)
             evaluated |= results
-            stopping = stop.due and pending is None  # a signal after the look above waits for the next step
+            stopping = asked.stop and pending is None  # a signal after the look above waits for the next step
             if due_save or stopping:
                 log.flush()
                 checkpoints.save(done, state, streams={p: state for p, state in loader.state().items() if p in owned}, meta=about | {"step": done}, metrics=results)
+                asked.saved()
             if stopping:
-                if not stop.requested:
+                if not asked.stopping:
                     progress.message("Another process was asked to stop.")
                 break
         checkpoints.wait()
@@ -246,45 +246,6 @@ def _owned(streams: dict[int, Any]) -> set[int]:
     """Of the logical streams of this process those whose state it saves: processes that share rows read the same ones."""
     before = hosts.gather(sorted(streams))[: jax.process_index()]
     return set(streams).difference(*before)
-
-
-class _Stop:
-    """What the signals ask for; `running` while there are steps to finish and to save. Several processes stop after the same step, whichever is asked."""
-
-    running = False
-    requested = False
-    agreed = False
-
-    def look(self, stops: Any) -> None:
-        """Takes note of the votes of a step, those of all processes."""
-        self.agreed = bool(stops)
-
-    @property
-    def due(self) -> bool:
-        """Whether to save and stop; alone a process need not wait for its own vote."""
-        return self.agreed or self.requested and jax.process_count() == 1
-
-
-@contextlib.contextmanager
-def _signals(progress: log_lib.Progress) -> Iterator[_Stop]:
-    """SIGTERM and SIGINT ask for a stop after the step; before the first one, and on a second SIGINT, they end the process at once."""
-    stop = _Stop()
-
-    def handle(number: int, _: Any) -> None:
-        name = signal.Signals(number).name
-        if not stop.running:
-            hosts.fail(f"{name} before the first step: nothing is lost. Start the same command again.", INTERRUPTED)
-        if stop.requested and number == signal.SIGINT:
-            hosts.fail(f"A second {name}: nothing was saved since the last checkpoint. Start the same command again.", INTERRUPTED)
-        stop.requested = True
-        progress.message(f"{name}: finishing the step and saving.")
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

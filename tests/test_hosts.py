@@ -265,7 +265,7 @@ def next_batch(self):
     global taken
     taken += 1
     if taken == 4:
-        if fault == "SIGKILL" or fault == "SIGTERM":
+        if fault.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[fault])
             return original_next(self)
         raise {{"config": ConfigError, "bug": ZeroDivisionError}}[fault]("this is what went wrong")
@@ -321,6 +321,15 @@ def test_other_numbers_of_processes(kind, begin, then, like, text, faulty, whole
         ended = train(kind, workdir, text, processes=then[0], devices=then[1])
         assert [one.code for one in ended] == [0] * then[0] and f"Continuing {workdir} from step 5 of {STEPS}." in ended[0].err, ended
     runs.assert_same(workdir, expected, STEPS)
+
+
+@several
+def test_sigusr1_to_one_process_saves_once(text, faulty, whole, tmp_path):
+    """All save after the same step, one later than the signal, and go on."""
+    ended = train("concat", tmp_path / "run", text, "--config.checkpoint.keep_latest=9", processes=2, recipe=faulty, PTM_TEST_FAULT="batch SIGUSR1")
+    assert [one.code for one in ended] == [0, 0], ended
+    assert sorted(int(path.name) for path in (tmp_path / "run/ckpt").iterdir()) == [3, 5, 6, STEPS]
+    runs.assert_same(tmp_path / "run", whole("concat", 2, 1), STEPS)
 
 
 @several

@@ -21,7 +21,7 @@ tree sections processes
 config
 recipe
 parallel text log metrics lora hosts compiles
-nn data optim
+nn data optim interrupts
 models
 generate checkpoint hf
 objectives

@@ -1,8 +1,13 @@
 """A run that was stopped, killed, moved or refused: what goes on is the run that was begun."""
 
+import itertools
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -170,6 +175,54 @@ def test_a_signal_before_the_first_step_leaves_nothing_behind(text, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "SIGTERM before the first step" in output
     assert not (workdir / "metrics.jsonl").exists()
+
+
+# The compiler of the training step takes a minute. Another thread is given the signal: as deep in a call this one would not hear it.
+STUCK = """
+import signal, sys, time
+import jax
+from jax._src import compiler
+from ptm import cli, interrupts
+
+compiled, interrupts.GRACE = compiler.backend_compile_and_load, 1.0
+
+def slow(backend, module, *args):
+    if "train_step" in module.operation.attributes["sym_name"].value:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        print("compiling", flush=True)
+        time.sleep(60)
+    return compiled(backend, module, *args)
+
+compiler.backend_compile_and_load = slow
+sys.exit(cli.main())
+"""
+
+
+def test_a_signal_while_the_step_is_compiled_ends_the_process(text, whole, tmp_path):
+    """What is deep in the compiler hears no handler; the last checkpoint stays as it is."""
+    expected, _ = whole("concat")
+    shutil.copytree(expected, tmp_path / "run", ignore=shutil.ignore_patterns(str(STEPS)))
+    arguments = ["train", f"--config={runs.__file__}:concat", f"--workdir={tmp_path / 'run'}"]
+    env = os.environ | {"PTM_TEST_TEXT": str(text), "JAX_NUM_CPU_DEVICES": "1"}
+    with subprocess.Popen([sys.executable, "-c", STUCK, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
+        told = list(itertools.takewhile(lambda line: line != "compiling\n", process.stdout))
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "SIGTERM while a program was compiled: nothing was saved since the last checkpoint" in output, told
+    assert time.monotonic() - begun < 15
+    assert runs.run(runs.tiny("concat", text=text), tmp_path / "run") == 0
+    runs.assert_same(tmp_path / "run", expected, STEPS)
+
+
+def test_sigusr1_saves_and_the_run_goes_on(text, whole, tmp_path, capfd):
+    expected, batches = whole("concat")
+    config = runs.tiny("concat", text=text, checkpoint__keep_latest=9)
+    with runs.at_batch(4, lambda: signal.raise_signal(signal.SIGUSR1)) as taken:
+        assert runs.run(config, tmp_path) == 0
+    assert taken == batches and "SIGUSR1: saving after the step." in capfd.readouterr().err
+    runs.assert_same(tmp_path, expected, STEPS)
+    assert sorted(int(path.name) for path in (tmp_path / "ckpt").iterdir()) == [4, 6, 12, STEPS]
 
 
 def killed_until_finished(kind: str, workdir: Path, text: Path, *overrides: str, kills: int, seed: int) -> int:
