@@ -50,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/conftest.py names tests that are not there: {', '.join(sorted(missing))}")
 
 
+@pytest.fixture(scope="module")
+def study_text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The text that the recipes of tests/runs.py read, for the tests of studies."""
+    import runs  # it loads JAX, which reads the settings above
+
+    made = runs.corpus(tmp_path_factory.mktemp("text") / "corpus.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTM_TEST_TEXT", str(made))
+        yield made
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A real browser without a window."""

@@ -18,6 +18,12 @@ COMMIT = "a1" * 20
 STEPS = 100
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> & \\input{x} $1_2^3$ `a` *b* | "q" \x1b[31m\u202e end'
 
+LOSS, ACCURACY = "pretrain:validation/loss", "pretrain:validation/accuracy"
+BOTH = (
+    {"name": ACCURACY, "higher": True, "scale": 100.0, "label": "accuracy, %"},
+    {"name": LOSS, "higher": False, "scale": 1.0, "label": "loss"},
+)  # fmt: skip
+
 
 @functools.cache
 def _plain() -> dict[str, Any]:
@@ -64,8 +70,12 @@ def workdir(
     """The folder of a run: `finals` of its last evaluation, training losses and twice as many of its eval by step."""
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config(changes)))
-    (path / "env.json").write_text(json.dumps({"fingerprints": {"data": data, "tokenizer": "t" * 16}, "history": [session()] if history is None else list(history)}))
-    rows = [row for step, value in curve for row in ((step, {"loss": value + 0.1, "rows": 4 * step}), (step, {"validation/loss": value, "validation/tokens": 50.0}))]
+    (path / "env.json").write_text(
+        json.dumps({"fingerprints": {"data": data, "tokenizer": "t" * 16}, "history": [session()] if history is None else list(history)})
+    )
+    rows = [
+        row for step, value in curve for row in ((step, {"loss": value + 0.1, "rows": 4 * step}), (step, {"validation/loss": value, "validation/tokens": 50.0}))
+    ]
     if finals:
         rows.append((STEPS, dict(finals)))
     (path / "metrics.jsonl").write_text("".join(log.row(step, values) + "\n" for step, values in rows))
@@ -139,3 +149,27 @@ def _run(path: Path, changes: Mapping[str, Any], entry: Mapping[str, float] | st
     code, error = {"failed": (1, "FloatingPointError: the loss is nan"), "cut": (75, None)}[entry] if isinstance(entry, str) else (0, None)
     attempt = {"start": 1.7e9, "end": 1.7e9 + 60, "exit_code": code, "error": error, "git": git, "host": "here", "pid": 1}
     (path / "run.json").write_text(json.dumps({"identity": "x", "attempts": [attempt] * (2 if code == 1 else 1)}))
+
+
+def entries(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    """Final metrics of an arm's runs, (accuracy, loss) of each seed."""
+    return [{"validation/accuracy": accuracy, "validation/loss": loss} for accuracy, loss in pairs]
+
+
+CLEAR = {
+    "one": entries((0.80, 2.00), (0.82, 2.02), (0.81, 2.01)),
+    "two": entries((0.70, 2.50), (0.725, 2.51), (0.71, 2.525)),
+    "three": entries((0.80, 2.05), (0.81, 2.00), (0.83, 1.99)),
+}
+
+
+def ordering(better: str, worse: str, metric: str = ACCURACY, relation: str = ">") -> dict[str, str]:
+    """A claim as study.json has it."""
+    return {"better": better, "worse": worse, "metric": metric, "relation": relation, "source": "table 1"}
+
+
+def nasty(folder: Path) -> Path:
+    """A study whose every name is hostile."""
+    metrics = [{**BOTH[0], "label": NASTY}, BOTH[1]]
+    values = {NASTY: CLEAR["one"], f"{NASTY} two": [*CLEAR["two"][:2], "failed"]}
+    return study(folder, values=values, metrics=metrics, claim=NASTY, orderings=[ordering(NASTY, f"{NASTY} two")])
