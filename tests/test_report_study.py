@@ -102,6 +102,14 @@ def test_arms_that_share_their_runs_are_not_compared(tmp_path):
     assert found.contrasts[ACCURACY]["one again"].told == "the same runs as the base" and found.comparisons == 4
 
 
+def test_a_claim_about_arms_that_share_their_runs_is_not_tested(tmp_path):
+    """Differences that are 0 by construction are no evidence, and count in no correction."""
+    claims = [ordering("one", "one again"), ordering("one", "one again", relation="~"), ordering("one", "two")]
+    found = results.Results(study(tmp_path, values={**CLEAR, "one again": CLEAR["one"]}, metrics=BOTH, shared={"one again": "one"}, orderings=claims))
+    assert [(verdict.word, verdict.told) for verdict in found.verdicts[:2]] == [("not tested", "both arms are the same runs")] * 2
+    assert found.verdicts[2].corrected == found.verdicts[2].found.p
+
+
 def test_curves_are_means_over_seeds_with_a_band(tmp_path):
     found = results.Results(study(tmp_path, values=CLEAR))
     points, seeds = found.curve("one", "pretrain", "validation/loss", scale=10.0)

@@ -64,11 +64,14 @@ class Verdict:
     found: Comparison | None
     corrected: float | None
     margin: float | None
+    same: bool  # whether both arms are the same runs
     word: str
 
     @property
     def told(self) -> str:
         """What a reader has to know besides the word."""
+        if self.same:
+            return "both arms are the same runs"
         if self.word == NOT_TESTED:
             return self.found.why if self.found else "no seed has both arms"
         if self.word == NOT_DISTINGUISHABLE:
@@ -187,11 +190,12 @@ class Results:
     def verdicts(self) -> list[Verdict]:
         """One for each ordering that is claimed; p values are corrected over the orderings."""
         orderings = dict(enumerate(self.study.orderings))
-        differences = {n: self._in_favour(ordering) for n, ordering in orderings.items()}
+        same = {n: self._same(ordering.metric, ordering.better, ordering.worse) for n, ordering in orderings.items()}
+        differences = {n: [] if same[n] else self._in_favour(ordering) for n, ordering in orderings.items()}
         found = {n: statistics.paired(values) for n, values in differences.items()}
         corrected = _corrected(found)
         return [
-            Verdict(ordering, found[n], corrected[n], statistics.equivalence_margin(differences[n]), _word(ordering.relation, found[n], corrected[n]))
+            Verdict(ordering, found[n], corrected[n], statistics.equivalence_margin(differences[n]), same[n], _word(ordering.relation, found[n], corrected[n]))
             for n, ordering in orderings.items()
         ]
 
