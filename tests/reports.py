@@ -104,6 +104,8 @@ def study(
     claim: str = "One is better than two.",
     commits: Mapping[str, str] | None = None,
     shared: Mapping[str, str] | None = None,
+    halving: Mapping[str, Any] | None = None,
+    rungs: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """The folder of a study with the stage `pretrain`: arm -> for each seed the final metrics of its run, or a state that it is in instead.
 
@@ -130,10 +132,12 @@ def study(
     about = {
         "format": 1, "name": "made_up", "file": "experiments/made_up.py", "argument": "tiny", "claim": claim, "paper": "Nobody 2020, table 1", "base": next(iter(values)),
         "differs": ["optimizer.*"], "seeds": list(range(max(map(len, values.values())))), "stages": [{"name": "pretrain", "recipe": "configs/small.py", "after": None}],
-        "metrics": list(metrics), "published": list(published), "orderings": list(orderings), "halving": None, "search": None, "arms": arms, "runs": runs,
+        "metrics": list(metrics), "published": list(published), "orderings": list(orderings), "halving": halving and dict(halving), "search": None, "arms": arms, "runs": runs,
         "made": "2026-01-02T03:04:05+0000", "git": {"commit": COMMIT, "dirty": False},
     }  # fmt: skip
     (folder / "study.json").write_text(json.dumps(about))
+    if rungs:
+        (folder / "halving.json").write_text(json.dumps(list(rungs)))
     return folder
 
 

@@ -97,6 +97,24 @@ def test_mixed_code_is_a_warning(tmp_path):
     assert "2 versions of the code" in warned and "a1a1a1a1a1a1: 6 runs" in warned and "b2b2b2b2b2b2: 3 runs" in warned
 
 
+def test_what_early_stopping_decided_is_a_table(tmp_path):
+    rungs = [
+        {"step": 20, "values": {"one": 0.5, "two": 0.25, "three": 0.75}, "kept": ["one", "three"], "stopped": ["two"]},
+        {"step": 50, "values": {"one": 0.625, "three": None}, "kept": ["one", "three"], "stopped": []},
+    ]
+    values = {**CLEAR, "two": ["cut"] * 3}
+    made = study_lib.report(study(tmp_path, values=values, metrics=BOTH, halving={"metric": ACCURACY, "rungs": [20, 50], "keep": 0.5}, rungs=rungs))
+    [found] = [table for table in made.tables if table.name == "halving"]
+    assert found.columns == ("arm", "after step 20", "after step 50", "what became of it")
+    assert [[cell.text for cell in row] for row in found.rows] == [
+        ["one", "50.00", "62.50", "went on, as the base"], ["two", "25.00", "–", "stopped after step 20"], ["three", "75.00", "–", "went on"],
+    ]  # fmt: skip
+    assert "accuracy, % (higher is better)" in found.note and "the best 50%" in found.note
+    notes = [block for block in made.sections[0].blocks if isinstance(block, Note) and block.tone == "warning"]
+    assert any("Early stopping chose among the arms" in block.text for block in notes)
+    assert [hole.state for hole in results.Results(tmp_path).holes] == ["stopped"] * 3
+
+
 def test_arms_that_share_their_runs_are_not_compared(tmp_path):
     found = results.Results(study(tmp_path, values={**CLEAR, "one again": CLEAR["one"]}, metrics=BOTH, shared={"one again": "one"}))
     assert found.contrasts[ACCURACY]["one again"].told == "the same runs as the base" and found.comparisons == 4

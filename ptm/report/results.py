@@ -88,6 +88,7 @@ class Results:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.study = folder.read(self.path)
+        self.rungs = folder.rungs(self.path) if self.study.halving is not None else []
         self.files: dict[str, reading.Files] = {}  # of the runs that have begun
         self.states = {run: self._read(run) for run in self.study.runs}
         self._finals = {run: folder.final_metrics(self.path, run) for run, state in self.states.items() if state.name == "finished"}

@@ -53,6 +53,7 @@ def report(path: str | Path) -> Document:
         {
             "Verdict": [*_warnings(results), *_verdicts(results), *(note(text, "faint") for text in study.notes)],
             "Arms": [*_arms(results), *_details(results)],
+            "Early stopping": _halving(results),
             "Learning curves": _curves(results),
             "Published": _published(results),
             "Holes": _holes(results),
@@ -73,6 +74,8 @@ def _warnings(results: Results) -> list[Note]:
         notes.append(note(f"{sum(map(len, changed))} runs were made with code that is in no commit, or of an unknown version.", "warning"))
     if results.study.search:
         notes.append(note("Arms were asked for by a search, which looked at the same metric: the best of them looks better here than it is (repeat it with seeds of its own).", "warning"))
+    if any(rung["stopped"] for rung in results.rungs):
+        notes.append(note("Early stopping chose among the arms by values of the same seeds: the best of those that went on look better here than they are.", "warning"))
     if results.holes:
         counts: dict[str, int] = {}
         for hole in results.holes:
@@ -172,6 +175,26 @@ def _details(results: Results) -> list[Table]:
         columns = ("arm", "n", "mean", "sd", "95 % interval", "pairs", "difference to base", "95 % interval of it", "p", "p (Holm)", "in words")
         made.append(table(file, f"{metric.label} ({_arrow(metric)})", columns, rows, note=f"{name}, of the last evaluation of each run."))
     return made
+
+
+def _halving(results: Results) -> list[Table | Note]:
+    """Means of the arms at the rungs, and which went on."""
+    halving = results.study.halving
+    if halving is None:
+        return []
+    if not results.rungs:
+        return [note(f"The first rung, after step {halving.rungs[0]:,}, is not decided yet.", "faint")]
+    metric, stopped = results.metrics[halving.metric], {arm: rung["step"] for rung in results.rungs for arm in rung["stopped"]}
+    found = [{arm: metric.scale * value for arm, value in rung["values"].items() if value is not None} for rung in results.rungs]
+    decimals = decimals_for([value for values in found for value in values.values()], ())
+    rows = []
+    for arm in results.arms:
+        means = [number(values[arm], decimals=decimals) if arm in values else NOTHING for values in found]
+        told = words(f"stopped after step {stopped[arm]:,}", tone="faint") if arm in stopped else words("went on" + (", as the base" if arm == results.study.base else ""))
+        rows.append((words(arm), *means, told))
+    columns = ("arm", *(f"after step {rung['step']:,}" for rung in results.rungs), "what became of it")
+    reads = f"{metric.label} ({_arrow(metric)}), mean over the seeds that have it; at each rung the best {halving.keep:.0%} of the arms go on, and the base."
+    return [table("halving", "Arms at the rungs of early stopping", columns, rows, note=reads)]
 
 
 def _curves(results: Results) -> list[Chart]:
