@@ -147,3 +147,9 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert tables["published"].rows[0][6].value == pytest.approx(81.0 - 92.7)
     claim = dict(zip(tables["verdicts"].columns, tables["verdicts"].rows[0]))
     assert claim["published difference"].value == pytest.approx(2.5) and claim["verdict"].text == "reproduced"
+
+
+def test_nothing_stands_beside_ours_where_nothing_is_published(tmp_path):
+    made = study_lib.report(study(tmp_path, values=CLEAR, metrics=BOTH, orderings=[ordering("one", "two")]))
+    [verdicts] = [table for table in made.tables if table.name == "verdicts"]
+    assert "published difference" not in verdicts.columns and not [table for table in made.tables if table.name == "published"]

@@ -90,23 +90,28 @@ def _verdicts(results: Results) -> list[Note | Table]:
     if not results.verdicts:
         return [note("The study claims no ordering.", "faint")]
     rows, notes = [], [note(f"Claimed orderings: {counted(results.verdicts)}.")]
-    for verdict in results.verdicts:
+    gaps = [_gap(results, verdict.ordering) for verdict in results.verdicts]
+    published = any(gap is not None for gap in gaps)
+    for verdict, gap in zip(results.verdicts, gaps):
         ordering, metric = verdict.ordering, results.metrics[verdict.ordering.metric]
         claim = f"{ordering.better} {ordering.relation} {ordering.worse}"
-        known = [results.published(arm, metric.name) for arm in (ordering.better, ordering.worse)]
-        gap = None if None in known else (1 if metric.higher else -1) * (known[0].value - known[1].value)
         decimals = _decimals(results, metric.name)
         source = f" ({ordering.source})" if ordering.source else ""
         told = f"{metric.label}: {claim}{source}: {verdict.word}{'; ' + verdict.told if verdict.told else ''}."
         notes.append(note(told, TONES[verdict.word] if verdict.word in TONES else ""))
         ours = _difference(verdict.found, decimals=decimals)
-        rows.append(
-            (words(claim), words(metric.label), words(ordering.source), number(gap, sign=True, decimals=decimals), *ours, p_cell(verdict.corrected))
-            + (words(verdict.word, tone=TONES[verdict.word] if verdict.word in TONES else ""),)
-        )
-    columns = ("claim", "metric", "source", "published difference", "pairs", "our difference", "95 % interval", "p", "p (Holm)", "verdict")
+        theirs = (number(gap, sign=True, decimals=decimals),) if published else ()
+        word = words(verdict.word, tone=TONES[verdict.word] if verdict.word in TONES else "")
+        rows.append((words(claim), words(metric.label), words(ordering.source), *theirs, *ours, p_cell(verdict.corrected), word))
+    columns = ("claim", "metric", "source", *(("published difference",) if published else ()), "pairs", "our difference", "95 % interval", "p", "p (Holm)", "verdict")
     reads = "Differences are in favour of the claim where they are positive: first arm over second, in the metric's better direction."
     return [*notes, table("verdicts", "Claimed orderings", columns, rows, note=reads), note(_method(results), "faint")]
+
+
+def _gap(results: Results, ordering: Any) -> float | None:
+    """What the paper reports of the first arm over the second, in the metric's better direction; None where it reports not both."""
+    known = [results.published(arm, ordering.metric) for arm in (ordering.better, ordering.worse)]
+    return None if None in known else (1 if results.metrics[ordering.metric].higher else -1) * (known[0].value - known[1].value)
 
 
 def _method(results: Results) -> str:
