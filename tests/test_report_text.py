@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from reports import BOTH, CLEAR, NASTY, nasty, ordering, study
 
-from ptm import tree
+from ptm import statistics, tree
 from ptm.report import command, document, page, reading, text
 from ptm.report import study as study_lib
 from ptm.report.document import Table
@@ -59,16 +60,27 @@ def test_latex_has_no_command_of_the_data(tmp_path):
         assert len(counts) == 1, "every row has the same number of cells"
 
 
+def halves(cell):
+    """Both ends of an interval as cells."""
+    return [dataclasses.replace(cell, value=end) for end in cell.ends or (None, None)]
+
+
 def test_csv_holds_the_values_to_the_last_bit(tmp_path):
     made = study_lib.report(nasty(tmp_path))
     for table in made.tables:
         columns, *rows = csv.reader(io.StringIO(text.csv(table)))
-        assert tuple(columns) == table.columns and len(rows) == len(table.rows)
-        for row, cells in zip(rows, table.rows):
-            for given, cell in zip(row, cells):
+        cells_of = [[part for n, cell in enumerate(row) for part in (halves(cell) if table.spans(n) else (cell,))] for row in table.rows]
+        expected = [part for n, name in enumerate(table.columns) for part in ((f"{name}: low", f"{name}: high") if table.spans(n) else (name,))]
+        assert columns == expected and len(rows) == len(table.rows)
+        for row, cells in zip(rows, cells_of):
+            for given, cell in zip(row, cells, strict=True):
                 assert given == "" if cell.value is None else given == cell.value if isinstance(cell.value, str) else float(given) == cell.value, (given, cell)
     values = next(table for table in made.tables if table.name == "values")
     assert values.rows[0][2].value == 100.0 * 0.80 and values.rows[1][4].value is None
+    [details, _] = [table for table in made.tables if table.name.startswith("arms-")]
+    first = next(csv.DictReader(io.StringIO(text.csv(details))))
+    ours = statistics.summary([100.0 * value["validation/accuracy"] for value in CLEAR["one"]])
+    assert (float(first["95 % interval: low"]), float(first["95 % interval: high"])) == ours.interval
 
 
 def test_decimals_show_two_digits_of_the_spread():

@@ -23,11 +23,15 @@ def clean(text: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and the value that it is sorted by and that a CSV file holds; tone: good, bad, faint, strong or nothing."""
+    """What a reader sees, and the value that it is sorted by and that a CSV file holds; tone: good, bad, faint, strong or nothing.
+
+    `ends` are those of an interval, which a CSV file holds in two columns.
+    """
 
     text: str
     value: float | str | None
     tone: str = ""
+    ends: tuple[float | None, float | None] | None = None
 
 
 def words(text: Any, *, tone: str = "") -> Cell:
@@ -62,8 +66,8 @@ def shown(value: float, *, decimals: int | None = None, sign: bool = False) -> s
 def interval(pair: tuple[float, float] | None, *, decimals: int | None = None, sign: bool = False) -> Cell:
     """A cell of an interval, sorted by its lower end."""
     if pair is None:
-        return NOTHING
-    return Cell(" to ".join(shown(end, decimals=decimals, sign=sign) for end in pair), pair[0])
+        return dataclasses.replace(NOTHING, ends=(None, None))
+    return Cell(" to ".join(shown(end, decimals=decimals, sign=sign) for end in pair), pair[0], ends=pair)
 
 
 def decimals_for(means: Iterable[float], sds: Iterable[float | None]) -> int:
@@ -103,6 +107,10 @@ class Table:
         """Whether column n holds numbers."""
         values = [row[n].value for row in self.rows]
         return any(value is not None for value in values) and not any(isinstance(value, str) for value in values)
+
+    def spans(self, n: int) -> bool:
+        """Whether column n holds intervals."""
+        return any(row[n].ends is not None for row in self.rows)
 
 
 def table(name: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, note: str = "", long: bool = False) -> Table:

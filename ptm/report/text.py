@@ -142,9 +142,15 @@ def _bold(text: str, *, strong: bool) -> str:
 
 
 def csv(table: Table) -> str:
-    """A table with the values of its cells as they are, not as they are shown; a cell without a value is empty. RFC 4180."""
+    """A table with the values of its cells as they are, not as they are shown; a cell without a value is empty, an interval takes two columns. RFC 4180."""
+    spans = [table.spans(n) for n in range(len(table.columns))]
     buffer = io.StringIO()
     writer = csv_lib.writer(buffer)
-    writer.writerow(table.columns)
-    writer.writerows(["" if cell.value is None else repr(cell.value) if isinstance(cell.value, float) else cell.value for cell in row] for row in table.rows)
+    writer.writerow([part for name, two in zip(table.columns, spans) for part in ((f"{name}: low", f"{name}: high") if two else (name,))])
+    for row in table.rows:
+        writer.writerow([_plain(value) for cell, two in zip(row, spans) for value in ((cell.ends or (None, None)) if two else (cell.value,))])
     return buffer.getvalue()
+
+
+def _plain(value: float | str | None) -> float | str:
+    return "" if value is None else repr(value) if isinstance(value, float) else value
