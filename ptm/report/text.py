@@ -101,10 +101,12 @@ def _in_markdown(block: Note | Table | Chart, pictures: Mapping[str, str]) -> li
 
 # LaTeX.
 
+PARAGRAPH = r">{\raggedright\arraybackslash}p{0.4\linewidth}"  # of long cells
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 COMMANDS = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "×": r"$\times$",
-    "→": r"$\to$", "≥": r"$\geq$", "≤": r"$\leq$", "µ": r"$\mu$", "μ": r"$\mu$", "-": "{-}",
+    "→": r"$\to$", "≥": r"$\geq$", "≤": r"$\leq$", "µ": r"$\mu$", "μ": r"$\mu$", "-": "{-}", "[": "{[}", "]": "{]}", "*": "{*}",  # after \\ a [ or * would be its own
 } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
@@ -115,8 +117,8 @@ def escaped(text: str) -> str:
 
 
 def latex(document: Document) -> str:
-    """The tables of the report, to be read by \\input; needs the packages booktabs, amssymb, and [T1]{fontenc}."""
-    lines = ["% \\usepackage{booktabs,amssymb} \\usepackage[T1]{fontenc}", f"% {document.title}"]
+    """The tables of the report, to be read by \\input; needs the packages array, booktabs, amssymb, graphicx, and [T1]{fontenc}. Wide tables are made smaller."""
+    lines = ["% \\usepackage{array,booktabs,amssymb,graphicx} \\usepackage[T1]{fontenc}", f"% {document.title}"]
     for table in document.tables:
         if not table.long:
             lines += ["", *_in_latex(table)]
@@ -124,13 +126,14 @@ def latex(document: Document) -> str:
 
 
 def _in_latex(table: Table) -> list[str]:
-    columns = "".join("r" if table.numeric(n) else "l" for n in range(len(table.columns)))
+    longest = [max((len(row[n].text) for row in table.rows), default=0) for n in range(len(table.columns))]
+    columns = "".join("r" if table.numeric(n) else PARAGRAPH if longest[n] > WIDEST else "l" for n in range(len(table.columns)))
     rows = [" & ".join(_bold(cell.text, strong=cell.tone == "strong") for cell in row) + r" \\" for row in table.rows]
     caption = escaped(f"{table.title}. {table.note}".strip())
     head = " & ".join(map(escaped, table.columns)) + r" \\"
     return [
-        r"\begin{table}[ht]", r"\centering\small", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule",
-        *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        r"\begin{table}[ht]", r"\centering\small", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", FITTED, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head,
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table}",
     ]  # fmt: skip
 
 
