@@ -1,10 +1,12 @@
 """`ptm report` of runs: one, several, two told apart, every file that is written, mistakes."""
 
+import math
+
 import pytest
 from reports import BOTH, CLEAR, COMMIT, NASTY, decay, entries, ordering, session, study, workdir
 
-from ptm import cli
-from ptm.report import compare, reading, runs
+from ptm import cli, log
+from ptm.report import compare, page, reading, runs
 from ptm.report.document import Note
 
 
@@ -52,6 +54,32 @@ def test_several_runs_and_seeds(tmp_path, capsys):
     assert [series.name for series in loss.series] == ["all/seed0", "all/seed1", "all/seed2", "other"]
     assert cli.main(["report", str(tmp_path / "all/seed0"), str(tmp_path / "other")]) == 0
     assert "written to" not in capsys.readouterr().out and not (tmp_path / "all/seed0/report.html").exists()
+
+
+def test_seeds_without_a_finite_value(tmp_path):
+    for seed, value in enumerate((1.0, math.nan, 3.0)):
+        workdir(tmp_path / f"seed{seed}", changes={"seed": seed}, finals={"validation/loss": value, "validation/accuracy": math.inf}, curve=decay(4.0, 1.0))
+    made = runs.report(runs.found_runs([str(tmp_path)]))
+    assert [[cell.value for cell in row][:3] for table in made.tables if table.name == "seeds" for row in table.rows] == [["validation/loss", 2, 2.0]]
+    page.render(made)
+
+
+def test_a_workdir_that_is_named_twice_is_one(tmp_path):
+    workdir(tmp_path / "a", curve=decay(4.0, 1.0))
+    assert len(runs.found_runs([str(tmp_path / "a"), f"{tmp_path}/a/"])) == 1
+
+
+def test_skipped_steps_are_told_though_every_row_is_of_one(tmp_path):
+    path = workdir(tmp_path / "a", curve=decay(4.0, 1.0))
+    (path / "metrics.jsonl").write_text("".join(log.row(step, {"loss": 1.0, "skipped": 1.0}) + "\n" for step in (3, 5)))
+    made = runs.report([reading.read(path)])
+    assert any("2 steps were skipped" in block.text for block in made.sections[0].blocks if isinstance(block, Note))
+
+
+def test_runs_that_diverged_alike_do_not_differ(tmp_path):
+    both = [reading.read(workdir(tmp_path / name, finals={"validation/loss": math.nan}, curve=decay(4.0, 1.5))) for name in "ab"]
+    made = compare.report(*both)
+    assert made.about.startswith("Nothing differs") and "results" not in {table.name for table in made.tables}
 
 
 def test_comparing_two_runs(tmp_path, capsys):

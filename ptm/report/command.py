@@ -58,7 +58,7 @@ def _make(folder: Path) -> None:
 
 def _whole(path: Path, content: str) -> Path:
     """Writes a file, all of it or nothing."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several runners of a study end at the same moment
     try:
         with open(partial, "w", encoding="utf-8", newline="") as file:
             file.write(content)

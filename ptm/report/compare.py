@@ -99,7 +99,7 @@ def _results(first: Files, second: Files, names: list[str]) -> list[Table]:
     rows = []
     for key in dict.fromkeys([*first.finals, *second.finals]):
         values = [run.finals[key] if key in run.finals else None for run in (first, second)]
-        if values[0] != values[1]:
+        if repr(values[0]) != repr(values[1]):  # nan is nan here
             gap = None if None in values else values[1] - values[0]
             rows.append((words(key), *map(number, values), number(gap, sign=True)))
     columns = ("metric", *names, f"{names[1]} - {names[0]}")

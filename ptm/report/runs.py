@@ -1,6 +1,7 @@
 """The report of one run, and of several beside each other."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def found_runs(paths: Sequence[str]) -> list[Files]:
             folders.append(path)
         else:
             folders += seeds
+    folders = list({os.path.realpath(folder): folder for folder in folders}.values())
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"there is no folder '{folder}'; give the workdir of a run, or the folder of a study.")
@@ -75,7 +77,7 @@ def _state(run: Files) -> list[Note]:
         notes.append(note(f"The run was continued with another version of the code: {', then '.join(map(reading.code_shown, versions))}.", "warning"))
     if any(dirty for _, dirty in versions):
         notes.append(note("The run was made with code that is in no commit, or of an unknown version.", "warning"))
-    skipped = sum(value for _, value in run.curves["skipped"]) if "skipped" in run.curves else 0
+    skipped = sum(row["skipped"] for row in run.metrics if "skipped" in row)
     return [*notes, note(f"{skipped:.0f} steps were skipped for a loss or gradient that was not finite or stood out.", "warning")] if skipped else notes
 
 
@@ -171,11 +173,13 @@ def _several(runs: Mapping[str, Files]) -> Document:
 
 def _over_seeds(runs: Mapping[str, Files]) -> list[Table]:
     """Runs that differ in their seed alone are one setting."""
-    rows = []
-    for key in dict.fromkeys(key for run in runs.values() if run.finished for key in run.finals):
-        found = statistics.summary([run.finals[key] for run in runs.values() if run.finished and key in run.finals])
-        rows.append((words(key), number(found.n), number(found.mean), number(found.sd), interval(found.interval)))
-    reads = "The runs differ in their seed alone. sd (n - 1) and interval of the mean (Student's t) over the finished ones."
+    rows, finished = [], [run.finals for run in runs.values() if run.finished]
+    for key in dict.fromkeys(key for finals in finished for key in finals):
+        values = [finals[key] for finals in finished if key in finals and math.isfinite(finals[key])]
+        if values:
+            found = statistics.summary(values)
+            rows.append((words(key), number(found.n), number(found.mean), number(found.sd), interval(found.interval)))
+    reads = "The runs differ in their seed alone. sd (n - 1) and interval of the mean (Student's t) over the finite values (n) of the finished ones."
     return [table("seeds", "Over seeds", ("metric", "n", "mean", "sd", "95 % interval"), rows, note=reads)] if rows else []
 
 
@@ -195,7 +199,7 @@ def throughput(runs: Mapping[str, Files]) -> list[Table]:
     for key, label in (RATES | SHARES).items():
         values = [run.median(key) for run in runs.values()]
         if any(value is not None for value in values):
-            rows.append((words(f"{label} (median)"), *(Cell(log.count(v), v) if v is not None and v >= 1e3 else number(v) for v in values)))
+            rows.append((words(f"{label} (median)"), *(Cell(log.count(v), v) if v is not None and 1e3 <= v < math.inf else number(v) for v in values)))
     for key, label, unit in (("compiles", "programs compiled", 1), ("compile_seconds", "seconds of compiling", 1), ("host_peak_bytes", "peak of the host, GiB", 2**30),
                              ("device_peak_bytes", "peak of a device, GiB", 2**30)):  # fmt: skip
         values = [max((value for _, value in run.timed(key)), default=None) for run in runs.values()]
