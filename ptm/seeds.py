@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -82,13 +83,16 @@ def _row(config: config_lib.Config, seed: int, folder: Path, failures: Mapping[i
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metric -> n, mean, sd and ci95 (of the mean) over the rows that have it; of one row alone sd and ci95 are None."""
+    """Metric -> n, mean, sd and ci95 (of the mean) over the rows that have a finite value; of one row alone sd and ci95 are None, of none the mean too."""
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
     return {name: _summary([row["metrics"][name] for row in rows if name in row["metrics"]]) for name in names}
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
-    found = statistics.summary(values)
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return {"n": 0, "mean": None, "sd": None, "ci95": None}
+    found = statistics.summary(finite)
     return {"n": found.n, "mean": found.mean, "sd": found.sd, "ci95": None if found.interval is None else list(found.interval)}
 
 
@@ -98,7 +102,7 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = [["metric", "mean", "sd", "95 % interval", *(f"seed {row['seed']}" for row in rows)]]
     for name, entry in metrics.items():
         spread = ["-", "-"] if entry["sd"] is None else [_shown(entry["sd"]), f"{_shown(entry['ci95'][0])} .. {_shown(entry['ci95'][1])}"]
-        lines.append([name, _shown(entry["mean"]), *spread, *(_shown(row["metrics"][name]) if name in row["metrics"] else row["state"] for row in rows)])
+        lines.append([name, "-" if entry["mean"] is None else _shown(entry["mean"]), *spread, *(_shown(row["metrics"][name]) if name in row["metrics"] else row["state"] for row in rows)])
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
     aligned = ["  " + "  ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(line, widths))) for line in lines]
     finished = sum(row["state"] == "finished" for row in rows)

@@ -49,6 +49,13 @@ def test_the_summary_by_hand():
     assert found["a/y"] == {"n": 1, "mean": 5.0, "sd": None, "ci95": None}
 
 
+def test_seeds_that_diverged_are_left_out():
+    rows = [{"seed": seed, "state": "finished", "metrics": {"a/x": value, "a/y": float("inf")}} for seed, value in enumerate((1.0, float("nan"), 3.0))]
+    found = seeds.summarize(rows)
+    assert (found["a/x"]["n"], found["a/x"]["mean"]) == (2, 2.0) and found["a/y"] == {"n": 0, "mean": None, "sd": None, "ci95": None}
+    assert "nan" in seeds.table({"rows": rows, "metrics": found})
+
+
 def test_interval_of_the_mean():
     """By hand: mean 2, sd 1, t(2) = 4.3027 for 95 %."""
     found = seeds.summarize([{"metrics": {"x": value}} for value in (1.0, 2.0, 3.0)])["x"]
