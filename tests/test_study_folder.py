@@ -1,5 +1,6 @@
 """What the folder of a study says: the states and figures of its runs, who is at one; which arms end at a rung, which a search asks for."""
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,34 @@ def test_figures_are_those_of_metrics_jsonl(tmp_path):
 def test_a_damaged_record(content, tmp_path):
     (tmp_path / "study.json").write_text(content)
     assert "study.json" in refusal(folder.read, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"attempts": 3}'])
+def test_damaged_attempts(content, tmp_path):
+    made(tmp_path)
+    begin(tmp_path, "low/seed0/pretrain")
+    (tmp_path / "low/seed0/pretrain/run.json").write_text(content)
+    assert "run.json is damaged" in refusal(folder.state, tmp_path, "low/seed0/pretrain")
+
+
+def test_a_record_that_was_lost_is_made_again(tmp_path):
+    """As its message says: runs that are there are found again."""
+    record = made(tmp_path)
+    finish(tmp_path, "low/seed0/pretrain")
+    begin(tmp_path, "high/seed0/pretrain")
+    (tmp_path / "study.json").unlink()
+    assert made(tmp_path).runs == record.runs
+    assert [folder.state(tmp_path, run).name for run in record.runs] == ["finished", "cut", "ready", "ready"]
+
+
+def test_a_run_of_other_data_is_stale(tmp_path):
+    """Though the study has forgotten it: its env.json tells what it was begun on."""
+    record = made(tmp_path)
+    for run, data in (("low/seed0/pretrain", "other"), ("high/seed0/pretrain", record.runs["high/seed0/pretrain"].fingerprints["data"])):
+        finish(tmp_path, run)
+        (tmp_path / run / "env.json").write_text(json.dumps({"fingerprints": {"data": data, "tokenizer": "t"}, "history": []}))
+    assert [folder.state(tmp_path, run).name for run in record.runs][:2] == ["stale", "finished"]
+    assert folder.changes(tmp_path, "low/seed0/pretrain") == {"data": ("other", record.runs["low/seed0/pretrain"].fingerprints["data"])}
 
 
 def test_what_is_no_study(tmp_path):

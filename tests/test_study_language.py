@@ -113,6 +113,10 @@ def test_combinators_refuse(call, told):
         ({"search": Search(space={"a.b": 3}, trials=1, metric=LOSS)}, ["search.space['a.b']=3 is no distribution"]),
         ({"search": Search(space={"a.b": uniform(0, 1)}, trials=0, metric=LOSS)}, ["search.trials=0"]),
         (
+            {"search": Search(space={"a.b": uniform(0, 1)}, trials=1, metric=LOSS), "arms": (Arm("low"), Arm("trial 0", {"train.steps": 3}))},
+            ["arms: 'trial 0' is what a trial of the search is called"],
+        ),
+        (
             {"halving": Halving(metric=LOSS, rungs=(7,)), "search": Search(space={"a.b": uniform(0, 1)}, trials=1, metric=LOSS)},
             ["exclude each other"],
         ),

@@ -132,6 +132,7 @@ def test_other_data_is_another_run(tmp_path, monkeypatch, study_text):
 def test_folders_of_arms():
     found = identity.folders(["15 %", "50 %", "a/b c", "../x", "%", "A_B_C", "x" * 200], taken=("study.json",))
     assert list(found.values()) == ["15", "50", "a_b_c", "x", "arm", "A_B_C-2", "x" * 80]
+    assert list(identity.folders(["launch", "Report.html"], taken=folder.OWN).values()) == ["launch-2", "Report.html-2"]
 
 
 def test_a_changed_file_on_an_existing_folder(tmp_path):

@@ -55,6 +55,17 @@ def test_one_run_wants_the_words_of_its_study_and_its_parent(tmp_path, capsys):
     assert cli.main([*one, "--run=low/seed0/pretrain"]) == 0 and "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["data", "tokenizer"])
+def test_one_run_is_refused_where_what_it_reads_has_changed(kind, tmp_path, capsys):
+    root = tmp_path / "new"
+    prepare(STUDY, workdir=root)
+    record = json.loads((root / "study.json").read_text())
+    record["runs"]["low/seed0/pretrain"]["fingerprints"][kind] = "0" * 16
+    (root / "study.json").write_text(json.dumps(record))
+    assert cli.main(["study", STUDY, f"--workdir={root}", "--run=low/seed0/pretrain"]) == 2
+    assert f"the {kind} of {root}/low/seed0/pretrain changed since the study was made: fingerprint 000000000000 -> " in capsys.readouterr().err
+
+
 # Whole studies.
 
 

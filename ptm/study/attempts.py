@@ -33,10 +33,13 @@ class Busy(Exception):
 def read(path: Path) -> dict[str, Any]:
     """The run.json of a run's folder; without attempts where there is none. Raises ConfigError for a damaged one."""
     try:
-        return json.loads((path / FILE).read_text(encoding="utf-8"))
+        found = json.loads((path / FILE).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found["attempts"], list):
+            raise TypeError("no list of attempts")
+        return found
     except FileNotFoundError:
         return {"identity": None, "attempts": []}
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path / FILE} is damaged ({error}); move it away, the run itself does not need it.") from None
 
 

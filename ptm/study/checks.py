@@ -159,6 +159,8 @@ def _check_search(study: Study) -> None:
     if search is None:
         return
     _require_known(search.metric, [metric.name for metric in study.metrics], "search.metric")
+    if taken := [arm.name for arm in study.arms if re.fullmatch(r"trial \d+", arm.name)]:
+        raise ConfigError(f"arms: '{taken[0]}' is what a trial of the search is called; give the arm another name.")
     if not isinstance(search.trials, int) or search.trials < 1:
         raise ConfigError(f"search.trials={search.trials!r}; allowed: 1 or more.")
     if not isinstance(search.space, Mapping) or not search.space:

@@ -23,7 +23,8 @@ from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
 from ptm.study.language import Halving, Metric, Ordering, Published
 
-FILE, HALVING = "study.json", "halving.json"
+FILE, HALVING, JOURNAL = "study.json", "halving.json", "search.log"
+OWN = (FILE, HALVING, JOURNAL, "study.lock", "launch", "report.html", "report.md", "report.tex")  # what stands beside the folders of arms
 FORMAT = 1
 PLACE = "$STUDY"  # in stored configs: the study's folder
 FINISHED, STOPPED = "finished", "stopped"
@@ -144,7 +145,7 @@ def _read(path: str, *_: int) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from None
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); start `ptm study` in a new --workdir.") from None
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); move it away and start the same `ptm study` again: it is made anew, and the runs that are there go on.") from None
 
 
 def record_of(content: Mapping[str, Any]) -> Record:
@@ -219,18 +220,27 @@ def _name(folder: str | os.PathLike, run: str, about: RunRecord, found: list[dic
 
 
 def changes(folder: str | os.PathLike, run: str) -> dict[str, tuple[Any, Any]]:
-    """Keys in which the config that a run's workdir holds differs from the study's, with (workdir's, study's); empty before it has begun.
+    """Keys in which the config that a run's workdir holds differs from the study's, with (workdir's, study's); empty before it has begun. So is `data`, its fingerprint.
 
     Keys that only one of them knows were declared since the other was written, so that they stand at their defaults; but entries that are not there differ.
     """
-    path = Path(folder) / run / "config.json"
+    path, about = Path(folder) / run / "config.json", run_of(folder, run)
     try:
         held = config_lib.flatten(dict(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return {}
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); a checkpoint's meta/meta.json holds the config too, under the key config.") from None
-    return different(held, run_of(folder, run).config)
+    data = (_data_of(path.with_name("env.json")), about.fingerprints["data"] if "data" in about.fingerprints else None)
+    return different(held, about.config) | ({} if None in data or data[0] == data[1] else {"data": data})
+
+
+def _data_of(path: Path) -> str | None:
+    """The fingerprint of the data that a run was begun on, where its env.json tells it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["fingerprints"]["data"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
 
 
 def different(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -247,11 +247,11 @@ class _Data:
         sections = {"data": config_lib.to_dict(config.data), "tokenizer": config_lib.to_dict(config.tokenizer), "init": config.init}
         named = config_lib.fingerprint(sections)
         if named not in self._found:
-            self._found[named] = {"data": pipeline.fingerprint(config.data), "tokenizer": _tokenizer(config)}
+            self._found[named] = {"data": pipeline.fingerprint(config.data), "tokenizer": tokenizer_fingerprint(config)}
         return dataclasses.replace(config, objective=self._labels[asked]), self._found[named]
 
 
-def _tokenizer(config: Config) -> str | None:
+def tokenizer_fingerprint(config: Config) -> str | None:
     """The fingerprint of a tokenizer that is read from files; None for one that follows from the config and the data, or from the stage before."""
     given = config.tokenizer.path is not None or config.init.startswith(("hf:", "hub:"))
     return run_lib.make_tokenizer(config, None, abstract=True).fingerprint if given and config.tokenizer.path != PLACE else None
@@ -271,9 +271,10 @@ def _runs(
         parent = identities[seed, stage.after, arm] if stage.after else None
         identities[seed, stage.name, arm] = identity.of(config, fingerprints[arm, stage.name], parent=parent)
     earlier = identity.recorded(old) if old is not None else {}
-    kept = {own: run for run, own in reversed(earlier.items()) if own in set(identities.values())}
+    wanted = set(identities.values())
+    kept = {own: run for run, own in reversed(earlier.items()) if own in wanted}
     names = dict(kept)
-    arms_folders = identity.folders((arm.name for arm in study.arms), taken=(folder.FILE, folder.HALVING))
+    arms_folders = identity.folders((arm.name for arm in study.arms), taken=folder.OWN)
     arms: dict[str, dict[int, dict[str, str]]] = {arm.name: {seed: {} for seed in study.seeds} for arm in study.arms}
     runs: dict[str, RunRecord] = {}
     for seed, stage, arm in order:

@@ -240,12 +240,13 @@ def run_one(spec: str, *, workdir: str | os.PathLike, name: str, overrides: Mapp
             print(done, flush=True)
         return DONE
     config = registry.resolve(config_lib.complete(identity.unflatten(folder.placed(root, name)), registry.REGISTRIES))
-    now = pipeline.fingerprint(config.data)
-    if about.fingerprints["data"] not in (None, now):
-        raise ConfigError(
-            f"the data of {root / name} changed since the study was made: fingerprint {about.fingerprints['data'][:12]} -> {now[:12]}. Restore the files, or start "
-            "`ptm study` without --run, which makes it another run if it has not begun."
-        )
+    for kind, fingerprint in (("data", lambda: pipeline.fingerprint(config.data)), ("tokenizer", lambda: resolution.tokenizer_fingerprint(config))):
+        before = about.fingerprints[kind]
+        if before is not None and before != (now := fingerprint()):
+            raise ConfigError(
+                f"the {kind} of {root / name} changed since the study was made: fingerprint {before[:12]} -> {(now or 'none')[:12]}. Restore the files, or start "
+                "`ptm study` without --run, which makes it another run if it has not begun."
+            )
     with contextlib.ExitStack() as stack:
         held: list[attempts.Attempt] = []
 

@@ -11,10 +11,8 @@ from typing import Any
 from ptm import fields
 from ptm.fields import ConfigError
 from ptm.study import folder
-from ptm.study.folder import Record
+from ptm.study.folder import JOURNAL, Record
 from ptm.study.language import Distribution
-
-JOURNAL = "search.log"
 
 
 def ask(root: Path, record: Record, space: Mapping[str, Distribution]) -> tuple[int, dict[str, Any]]:
