@@ -144,7 +144,7 @@ def _pod_spec(options: Options, task: Task, first: str) -> dict[str, Any]:
     container = {
         "name": CONTAINER,
         "image": options.image,
-        "command": [word.replace("$(", "$$(") for word in task.command],  # which Kubernetes would read as a variable
+        "command": [word.replace("$", "$$") for word in task.command],  # Kubernetes reads $$ as $, and $(NAME) as a variable
         **({"workingDir": options.folder} if options.folder else {}),
         **({"env": place} if (place := _place(options, first)) else {}),
         **({"ports": [{"containerPort": PORT, "protocol": "TCP"}]} if options.hosts > 1 and not tpu else {}),

@@ -40,6 +40,7 @@ class _Entry:
     failures: int = 0
     interruptions: int = 0
     rests: float = 0.0  # until then it is not started again
+    error: str = ""  # why it could not be started
 
 
 class _Stop:
@@ -88,7 +89,9 @@ def run(job: Job, *, slots: Sequence[Slot], begin: Begin, restarts: int, retries
                 if entry.state == "waiting" and needed is not None and needed.state in ("failed", "not started"):
                     entry.state = "not started"
                 if entry.state == "waiting" and free and not told and now >= entry.rests and (needed is None or needed.state == "finished"):
-                    _begin(entry, free.pop(0), begin, _log(logs, entry.task))
+                    slot = free.pop(0)
+                    if not _begun(entry, slot, begin, _log(logs, entry.task)):
+                        free.append(slot)
             live.show({name: _row(entry) for name, entry in entries.items()})
             running = [entry for entry in entries.values() if entry.process is not None]
             if not running and (told or all(entry.state != "waiting" for entry in entries.values())):
@@ -100,11 +103,17 @@ def _log(logs: Path, task: Task) -> Path:
     return logs / f"{task.name}.log"
 
 
-def _begin(entry: _Entry, slot: Slot, begin: Begin, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as log:
-        entry.process = begin(entry.task, slot, log)
+def _begun(entry: _Entry, slot: Slot, begin: Begin, path: Path) -> bool:
+    """Starts a task, or notes why that cannot be; whether it runs."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as log:
+            entry.process = begin(entry.task, slot, log)
+    except OSError as error:  # no such command, no space for its log; others may be running
+        entry.state, entry.error = "failed", str(error)
+        return False
     entry.state, entry.slot, entry.begun = "running", slot, time.monotonic()
+    return True
 
 
 def _ended(entry: _Entry, code: int, *, stopping: bool, restarts: int, retries: int) -> Slot:
@@ -135,7 +144,7 @@ def _summary(name: str, entries: Mapping[str, _Entry], logs: Path, *, interrupte
     print(f"{name}: {counts or 'nothing to do'}.", flush=True)
     for entry in entries.values():
         if entry.state == "failed":
-            print(f"  {entry.task.name} failed: see {_log(logs, entry.task)}", flush=True)
+            print(f"  {entry.task.name} failed: {entry.error or f'see {_log(logs, entry.task)}'}", flush=True)
     if interrupted:
         print("Start the same command again to go on.", flush=True)
         return INTERRUPTED if set(states) != {"finished"} else FINISHED

@@ -192,7 +192,12 @@ def cancel(job: Job, options: Options, dry_run: bool) -> int:
 
 def _read(job: Job) -> list[dict[str, Any]]:
     path = job.launch / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ConfigError(f"{path}, what was submitted, is damaged ({error}); move it away once squeue shows no job of it.") from None
 
 
 def _squeue(ids: Sequence[str]) -> list[str]:

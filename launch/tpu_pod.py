@@ -57,7 +57,7 @@ def script(options: Options, name: str, task: Task) -> str:
     queued = ["gcloud", "compute", "tpus", "queued-resources"]
     capacity = [f"--{options.capacity}"] if options.capacity else []
     create = [*queued, "create", name, f"--node-id={name}", f"--accelerator-type={options.type}", f"--runtime-version={options.version}", *capacity, *at]
-    place = shell(["cd", options.folder]) if options.folder != "." else "cd"
+    place = shell(["cd", options.folder.removeprefix("~/")]) if options.folder not in (".", "~") else "cd"  # a session begins in ~
     before = f"echo $$ >{FILE}; {place} && {f'{{ {options.setup}; }} && ' if options.setup else ''}exec"
     return f"""\
 set -u

@@ -71,6 +71,22 @@ def test_seventy_five_is_started_again_and_failures_as_often_as_asked(tmp_path):
     assert local.start(tasks_of(tmp_path, b=f"{count.format('b.txt')} || exit 1"), local.Options(cores=1, devices=0, parallel=1)) == 0
 
 
+def test_a_task_that_cannot_be_started_ends_no_other(tmp_path, capsys):
+    job = tasks_of(tmp_path, a="echo a >>order", b="exit 0", c__b="echo c >>order", d="echo d >>order")
+    tasks = tuple(dataclasses.replace(task, command=("/nowhere/ptm",)) if task.name == "b" else task for task in job.tasks)
+    assert local.start(dataclasses.replace(job, tasks=tasks), local.Options(cores=1, devices=0, parallel=1)) == 1
+    assert (tmp_path / "order").read_text().split() == ["a", "d"]
+    out = capsys.readouterr().out
+    assert "job: 2 finished, 1 failed, 1 not started." in out and "b failed: [Errno 2] No such file or directory: '/nowhere/ptm'" in out
+
+
+def test_a_damaged_record_of_what_was_submitted(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/slurm.json").write_text("[{")
+    with pytest.raises(ConfigError, match="slurm.json, what was submitted, is damaged"):
+        slurm.show(tasks_of(tmp_path, a="true"), slurm.Options())
+
+
 def after(path: Path, action: Any) -> threading.Thread:
     """Does something once a file is there."""
 
