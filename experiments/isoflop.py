@@ -4,7 +4,8 @@
 
 Of each budget C a parabola is laid through the losses over log N; its lowest point is N_opt, and the tokens that the budget allows there are D_opt. The exponents of
 N_opt ~ C^a and D_opt ~ C^b are slopes of straight lines through the logarithms. Intervals: the runs of each size are drawn again, with replacement, 2,000 times, and the
-middle 95 % of the slopes are told. A budget whose parabola has its lowest point outside the sizes that were run is left out, and named.
+middle 95 % of the slopes are told (Efron 1979); draws in which fewer than two budgets have a lowest point have none, and are counted. A budget whose parabola has its lowest
+point outside the sizes that were run is left out, and named. A run that ended without a finite loss is none.
 """
 
 import sys
@@ -31,11 +32,12 @@ class Runs(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Exponents a and b with their intervals, and N_opt, D_opt and the loss there of each budget; those left out are missing."""
+    """Exponents a and b with their intervals, N_opt, D_opt and the loss there of each budget (those left out are missing), and the draws that the intervals are of."""
 
     a: tuple[float, float, float]
     b: tuple[float, float, float]
     valleys: dict[float, tuple[float, float, float]]
+    draws: int
 
 
 def valley(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float] | None:
@@ -55,7 +57,9 @@ def exponents(valleys: Mapping[float, tuple[float, float, float]]) -> tuple[floa
 
 
 def fit(runs: Sequence[Runs], *, draws: int = DRAWS, seed: int = 0) -> Fit:
-    """The law of some runs, with bootstrap intervals. Raises ConfigError where fewer than two budgets have a valley."""
+    """The law of some runs, with bootstrap intervals. Raises ConfigError where fewer than two budgets have a valley, or no size has a second run to draw."""
+    if max((len(entry.losses) for entry in runs), default=0) < 2:
+        raise ConfigError("no size was run under two seeds, so that there is nothing to draw intervals from; wait for more runs.")
     budgets = {flops: [entry for entry in runs if entry.flops == flops] for flops in sorted({entry.flops for entry in runs})}
 
     def law(pick) -> dict[float, tuple[float, float, float]]:
@@ -71,9 +75,9 @@ def fit(runs: Sequence[Runs], *, draws: int = DRAWS, seed: int = 0) -> Fit:
     a, b = exponents(valleys)
     rng = np.random.default_rng(seed)
     drawn = [law(lambda losses: np.mean(rng.choice(losses, len(losses)))) for _ in range(draws)]
-    slopes = np.array([exponents(found) for found in drawn if len(found) >= 2])
-    low, high = np.percentile(slopes, (2.5, 97.5), axis=0)
-    return Fit((a, float(low[0]), float(high[0])), (b, float(low[1]), float(high[1])), valleys)
+    slopes = np.array([exponents(found) for found in drawn if len(found) >= 2]).reshape(-1, 2)
+    low, high = np.percentile(slopes, (2.5, 97.5), axis=0) if len(slopes) else np.full((2, 2), np.nan)
+    return Fit((a, float(low[0]), float(high[0])), (b, float(low[1]), float(high[1])), valleys, len(slopes))
 
 
 def read(workdir: str) -> list[Runs]:
@@ -83,7 +87,10 @@ def read(workdir: str) -> list[Runs]:
     found = []
     for arm in record.arms:
         runs = [stages["pretrain"] for stages in arm.runs.values()]
-        losses = [folder.final_metrics(workdir, run)[METRIC] for run in runs if folder.state(workdir, run).name == folder.FINISHED]
+        finals = [folder.final_metrics(workdir, run) for run in runs if folder.state(workdir, run).name == folder.FINISHED]
+        losses = [values[METRIC] for values in finals if METRIC in values and np.isfinite(values[METRIC])]
+        if arm.name not in points:
+            raise ConfigError(f"{record.file} has no arm '{arm.name}' any more, which {workdir} has; check out the version that made it ({record.git['commit'][:12] if record.git else 'unknown'}).")
         point = points[arm.name]
         if losses:
             found.append(Runs(point.flops, point.parameters, point.tokens, losses))
@@ -104,7 +111,9 @@ def main(workdir: str) -> None:
             print(f"{flops:10.3g}  no lowest point between its {sizes} sizes: left out")
     for name, published, (value, low, high) in (("N_opt ~ C^a", 0.49, law.a), ("D_opt ~ C^b", 0.51, law.b)):
         verdict = "holds" if low <= published <= high else "does not hold"
-        print(f"{name}: {value:.2f}, 95 % of {DRAWS} draws {low:.2f} to {high:.2f}; the interval {verdict} the published {published}")
+        print(f"{name}: {value:.2f}, 95 % of {law.draws} draws {low:.2f} to {high:.2f}; the interval {verdict} the published {published}")
+    if law.draws < DRAWS:
+        print(f"{DRAWS - law.draws} of {DRAWS} draws gave no exponents: fewer than two budgets had a lowest point in them. The intervals are too narrow.")
 
 
 if __name__ == "__main__":

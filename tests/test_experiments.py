@@ -113,6 +113,21 @@ def test_fit_finds_the_exponents_of_a_known_law():
     assert noisy.a[1] < expected < noisy.a[2] and noisy.a[2] - noisy.a[1] > 0.01
 
 
+def test_fit_draws_from_several_runs_alone():
+    isoflop = loaded("isoflop")
+    single = [entry._replace(losses=entry.losses[:1]) for entry in runs_of(isoflop, noise=0.01)]
+    with pytest.raises(ConfigError, match="under two seeds"):
+        isoflop.fit(single, draws=2)
+
+
+def test_draws_without_exponents_are_counted():
+    """Where valleys are hardly deeper than the noise, some draws have none."""
+    isoflop = loaded("isoflop")
+    shallow = runs_of(isoflop, noise=0.02, at=lambda c, n: 1e-3 * np.log(n / (c / 120) ** 0.5) ** 2)
+    found = isoflop.fit(shallow, draws=200)
+    assert 0 < found.draws < 200
+
+
 def test_fit_leaves_out_budgets_without_a_valley():
     isoflop = loaded("isoflop")
 
