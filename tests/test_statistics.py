@@ -26,6 +26,8 @@ def test_what_cannot_be_tested_is_not():
     assert statistics.paired([0.0, 0.0, 0.0]).p == 1.0
     equal = statistics.paired([0.3 - 0.2, 0.4 - 0.3, 0.9 - 0.8])  # 0.1 but for rounding
     assert equal.p is None and "no spread" in equal.why and equal.difference.sd < 1e-15
+    one_more = [100 * ((right + 1) / 9815) - 100 * (right / 9815) for right in (8024, 8061, 8125)]  # accuracies in per cent
+    assert len(set(one_more)) > 1 and statistics.paired(one_more).p is None, "one right answer more under each seed has no spread but that of rounding"
 
 
 def test_holm():

@@ -112,7 +112,8 @@ class Files:
     def size(self) -> int | None:
         """Number of parameters."""
         total = self.parameters[-1] if self.parameters else []
-        return int(total[2].replace(",", "")) if total and total[0] == "total" else None
+        count = total[2].replace(",", "") if len(total) > 2 and total[0] == "total" else ""
+        return int(count) if count.isdigit() else None
 
     def samples(self) -> dict[str, tuple[int, list[dict[str, Any]]]]:
         """Eval -> the newest step whose answers are stored, and the first of them."""
