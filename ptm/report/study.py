@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ptm import log
+from ptm import fields, log
 from ptm.report import reading
 from ptm.report.document import (
     NOTHING,
@@ -260,7 +260,8 @@ def _differences(results: Results) -> list[Table]:
     bases = {key: pair[0] for arm in results.arms.values() for key, pair in arm.difference.items()}
     rows = []
     for name, arm in results.arms.items():
-        cells = [words(arm.difference[key][1], tone="strong") if key in arm.difference else words(bases[key], tone="faint") for key in keys]
+        own = {key: pair[1] for key, pair in arm.difference.items()}
+        cells = [words(fields.unparse(own[key] if key in own else bases[key]), tone="strong" if key in own else "faint") for key in keys]
         rows.append((words(name), *cells))
     return [table("differences", "Config keys in which arms differ from the base", ("arm", *keys), rows)]
 
