@@ -36,7 +36,7 @@ def test_the_plan(tmp_path):
 
 def test_versions_of_the_code():
     def state(*commits: str) -> folder.State:
-        return folder.State("finished", 1, [{"git": {"commit": commit * 40, "dirty": False}} if commit else {"git": {}} for commit in commits], None)
+        return folder.State("cut", 1, [{"git": {"commit": commit * 40, "dirty": False}} if commit else {"git": {}} for commit in commits], None)
 
     record = dataclasses.make_dataclass("Record", ["runs"])({"x": None, "y": None})
     clean, dirty = {"commit": "a" * 40, "dirty": False}, {"commit": "a" * 40, "dirty": True}
@@ -44,6 +44,9 @@ def test_versions_of_the_code():
     assert summary.mix(record, {"x": state("a"), "y": state("a")}, current={}) is None
     assert "aaaaaaaaaaaa (1 run, this one); bbbbbbbbbbbb (2 runs)" in summary.mix(record, {"x": state("b"), "y": state("b", "a")}, current=clean)
     assert "not committed" in summary.mix(record, {"x": state(), "y": state()}, current=dirty)
+    done = {run: dataclasses.replace(state("b"), name=name) for run, name in (("x", folder.FINISHED), ("y", folder.STOPPED))}
+    assert summary.mix(record, done, current=dirty) is None, "nothing is left to be made by what is here"
+    assert summary.mix(record, done | {"y": state("b")}, current=clean)
 
 
 class Fake:

@@ -118,7 +118,9 @@ def version(git: dict[str, Any]) -> str:
 
 
 def mix(record: Record, states: dict[str, State], *, current: dict[str, Any]) -> str | None:
-    """What is to be said of the code of a study's runs: several versions, or one that is not committed; None where all is well."""
+    """What is to be said of the code of a study's runs: several versions, or one that is not committed; None where all is well. What is here counts while runs are left."""
+    if all(states[run].name in (folder.FINISHED, folder.STOPPED) for run in record.runs):
+        current = {}
     found = versions(record, states, current=current)
     if len(found) > 1:
         told = "; ".join(f"{name} ({_plural(count, 'run')}{', this one' if current and name == version(current) else ''})" for name, count in found)
