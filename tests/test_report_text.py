@@ -51,6 +51,7 @@ def test_latex_has_no_command_of_the_data(tmp_path):
     assert text.escaped(r"\input{a} 50_% & $x^2$ ~ #1 <b> -1.5 a-b") == (
         r"\textbackslash{}input\{a\} 50\_\% \& \$x\textasciicircum{}2\$ \textasciitilde{} \#1 \textless{}b\textgreater{} $-$1.5 a{-}b"
     )
+    assert text.escaped("[MASK] *alone*") == "{[}MASK{]} {*}alone{*}", "a row may begin with it, behind the end of another row"
     made = text.latex(study_lib.report(nasty(tmp_path)))
     assert r"\input" not in "".join(line for line in made.splitlines() if not line.startswith("%")) and made.count(r"\begin{tabular}") == made.count(
         r"\end{tabular}"
