@@ -71,7 +71,9 @@ def fit(runs: Sequence[Runs], *, draws: int = DRAWS, seed: int = 0) -> Fit:
 
     valleys = law(np.mean)
     if len(valleys) < 2:
-        raise ConfigError(f"{len(valleys)} of {len(budgets)} budgets have their lowest loss between the sizes that were run; at least two are needed for exponents.")
+        raise ConfigError(
+            f"{len(valleys)} of {len(budgets)} budgets have their lowest loss between the sizes that were run; at least two are needed for exponents."
+        )
     a, b = exponents(valleys)
     rng = np.random.default_rng(seed)
     drawn = [law(lambda losses: np.mean(rng.choice(losses, len(losses)))) for _ in range(draws)]
@@ -90,7 +92,9 @@ def read(workdir: str) -> list[Runs]:
         finals = [folder.final_metrics(workdir, run) for run in runs if folder.state(workdir, run).name == folder.FINISHED]
         losses = [values[METRIC] for values in finals if METRIC in values and np.isfinite(values[METRIC])]
         if arm.name not in points:
-            raise ConfigError(f"{record.file} has no arm '{arm.name}' any more, which {workdir} has; check out the version that made it ({record.git['commit'][:12] if record.git else 'unknown'}).")
+            raise ConfigError(
+                f"{record.file} has no arm '{arm.name}' any more, which {workdir} has; check out the version that made it ({record.git['commit'][:12] if record.git else 'unknown'})."
+            )
         point = points[arm.name]
         if losses:
             found.append(Runs(point.flops, point.parameters, point.tokens, losses))

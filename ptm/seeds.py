@@ -102,12 +102,21 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = [["metric", "mean", "sd", "95 % interval", *(f"seed {row['seed']}" for row in rows)]]
     for name, entry in metrics.items():
         spread = ["-", "-"] if entry["sd"] is None else [_shown(entry["sd"]), f"{_shown(entry['ci95'][0])} .. {_shown(entry['ci95'][1])}"]
-        lines.append([name, "-" if entry["mean"] is None else _shown(entry["mean"]), *spread, *(_shown(row["metrics"][name]) if name in row["metrics"] else row["state"] for row in rows)])
+        lines.append(
+            [
+                name,
+                "-" if entry["mean"] is None else _shown(entry["mean"]),
+                *spread,
+                *(_shown(row["metrics"][name]) if name in row["metrics"] else row["state"] for row in rows),
+            ]
+        )
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
     aligned = ["  " + "  ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(line, widths))) for line in lines]
     finished = sum(row["state"] == "finished" for row in rows)
     failed = [f"  seed {row['seed']} failed: {row['error']}" for row in rows if row["state"] == "failed"]
-    return "\n".join(["", f"{finished} of {len(rows)} seeds finished; mean, standard deviation (n - 1) and interval of the mean (Student's t).", *aligned, *failed])
+    return "\n".join(
+        ["", f"{finished} of {len(rows)} seeds finished; mean, standard deviation (n - 1) and interval of the mean (Student's t).", *aligned, *failed]
+    )
 
 
 def _shown(value: float) -> str:

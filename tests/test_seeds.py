@@ -107,7 +107,12 @@ def test_a_failed_seed_does_not_hide_the_others(error, text, tmp_path, monkeypat
     assert seeds.run(runs.tiny("concat", text=text, **SHORT), count=3, workdir=tmp_path) == 1
     summary = json.loads((tmp_path / "seeds.json").read_text())
     assert [row["state"] for row in summary["rows"]] == ["finished", "failed", "finished"] and str(error) in summary["rows"][1]["error"]
-    assert summary["metrics"]["validation/loss"] == {"n": 2, "mean": 3.0, "sd": pytest.approx(2**0.5), "ci95": pytest.approx([3 - 12.7062, 3 + 12.7062], abs=1e-3)}
+    assert summary["metrics"]["validation/loss"] == {
+        "n": 2,
+        "mean": 3.0,
+        "sd": pytest.approx(2**0.5),
+        "ci95": pytest.approx([3 - 12.7062, 3 + 12.7062], abs=1e-3),
+    }
     out = capsys.readouterr().out
     assert "2 of 3 seeds finished" in out and f"seed 1 failed: {summary['rows'][1]['error']}" in out
 

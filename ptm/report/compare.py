@@ -78,7 +78,9 @@ def _machines(first: Files, second: Files, names: list[str]) -> list[Table | Not
 
 def _machine(entry: dict[str, Any]) -> dict[str, Any]:
     told = {"python": entry["python"], "devices": f"{entry['devices']['count']} x {entry['devices']['kind']}", "processes": entry["devices"]["processes"]}
-    told |= {f"mesh.{axis}": size for axis, size in entry["mesh"].items()} | {package: number for package, number in entry["versions"].items() if package != "ptm"}
+    told |= {f"mesh.{axis}": size for axis, size in entry["mesh"].items()} | {
+        package: number for package, number in entry["versions"].items() if package != "ptm"
+    }
     return told | ({"remat": entry["remat"]} if "remat" in entry else {})
 
 
@@ -91,7 +93,9 @@ def _rows(first: Files, second: Files) -> list[Note]:
     if parted is None:
         longer = len(lines[0]) != len(lines[1])
         shared = min(len(side) for side in lines)
-        return [note(f"The first {shared:,} rows of metrics are equal to the last bit{', and one run has more' if longer else ''}.", "warning" if longer else "")]
+        return [
+            note(f"The first {shared:,} rows of metrics are equal to the last bit{', and one run has more' if longer else ''}.", "warning" if longer else "")
+        ]
     return [note(f"The rows of metrics are different from step {min(parted[0][0], parted[1][0]):,} on.", "warning")]
 
 

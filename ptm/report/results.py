@@ -252,5 +252,7 @@ def _word(relation: str, found: Comparison | None, corrected: float | None) -> s
 
 def counted(verdicts: Sequence[Verdict]) -> str:
     """How many orderings got which verdict."""
-    counts = {word: sum(verdict.word == word for verdict in verdicts) for word in (REPRODUCED, REVERSED, NOT_DISTINGUISHABLE, NO_DIFFERENCE, DIFFERS, NOT_TESTED)}
+    counts = {
+        word: sum(verdict.word == word for verdict in verdicts) for word in (REPRODUCED, REVERSED, NOT_DISTINGUISHABLE, NO_DIFFERENCE, DIFFERS, NOT_TESTED)
+    }
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)

@@ -224,7 +224,9 @@ def environment(runs: Mapping[str, Files]) -> list[Table]:
             changes = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in entry["changes"].items()) if "changes" in entry else ""
             devices = f"{entry['devices']['count']} x {entry['devices']['kind']}, {entry['devices']['processes']} processes, {mesh}"
             code = words(reading.code_shown(version), tone="bad" if version[1] else "")
-            rows.append((words(name), words(entry["time"]), number(entry["from_step"]), code, words(devices), words(entry["python"]), words(packages), words(changes)))
+            rows.append(
+                (words(name), words(entry["time"]), number(entry["from_step"]), code, words(devices), words(entry["python"]), words(packages), words(changes))
+            )
     kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run.fingerprints))
     prints = [(words(kind), *(words(run.fingerprints[kind]) if kind in run.fingerprints else NOTHING for run in runs.values())) for kind in kinds]
     columns = ("run", "start", "from step", "code", "devices", "python", "packages", "config changed")

@@ -69,13 +69,22 @@ def _warnings(results: Results) -> list[Note]:
     notes = []
     if len(results.code) > 1:
         versions = "; ".join(f"{reading.code_shown(version)}: {len(runs)} runs, such as {runs[0]}" for version, runs in results.code.items())
-        notes.append(note(f"The tables mix runs of {len(results.code)} versions of the code. {versions}. What differs between arms may be the code.", "warning"))
+        notes.append(
+            note(f"The tables mix runs of {len(results.code)} versions of the code. {versions}. What differs between arms may be the code.", "warning")
+        )
     if changed := [runs for (_, dirty), runs in results.code.items() if dirty]:
         notes.append(note(f"{sum(map(len, changed))} runs were made with code that is in no commit, or of an unknown version.", "warning"))
     if results.study.search:
-        notes.append(note("Arms were asked for by a search, which looked at the same metric: the best of them looks better here than it is (repeat it with seeds of its own).", "warning"))
+        notes.append(
+            note(
+                "Arms were asked for by a search, which looked at the same metric: the best of them looks better here than it is (repeat it with seeds of its own).",
+                "warning",
+            )
+        )
     if any(rung["stopped"] for rung in results.rungs):
-        notes.append(note("Early stopping chose among the arms by values of the same seeds: the best of those that went on look better here than they are.", "warning"))
+        notes.append(
+            note("Early stopping chose among the arms by values of the same seeds: the best of those that went on look better here than they are.", "warning")
+        )
     if results.holes:
         counts: dict[str, int] = {}
         for hole in results.holes:
@@ -103,7 +112,18 @@ def _verdicts(results: Results) -> list[Note | Table]:
         theirs = (number(gap, sign=True, decimals=decimals),) if published else ()
         word = words(verdict.word, tone=TONES[verdict.word] if verdict.word in TONES else "")
         rows.append((words(claim), words(metric.label), words(ordering.source), *theirs, *ours, p_cell(verdict.corrected), word))
-    columns = ("claim", "metric", "source", *(("published difference",) if published else ()), "pairs", "our difference", "95 % interval", "p", "p (Holm)", "verdict")
+    columns = (
+        "claim",
+        "metric",
+        "source",
+        *(("published difference",) if published else ()),
+        "pairs",
+        "our difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "verdict",
+    )
     reads = "Differences are in favour of the claim where they are positive: first arm over second, in the metric's better direction."
     return [*notes, table("verdicts", "Claimed orderings", columns, rows, note=reads), note(_method(results), "faint")]
 
@@ -124,7 +144,12 @@ def _difference(found: Comparison | None, *, decimals: int) -> tuple[Cell, Cell,
     if found is None:
         return number(0), NOTHING, NOTHING, NOTHING
     difference = found.difference
-    return number(difference.n), number(difference.mean, decimals=decimals, sign=True), interval(difference.interval, decimals=decimals, sign=True), p_cell(found.p)
+    return (
+        number(difference.n),
+        number(difference.mean, decimals=decimals, sign=True),
+        interval(difference.interval, decimals=decimals, sign=True),
+        p_cell(found.p),
+    )
 
 
 def _decimals(results: Results, metric: str) -> int:
@@ -195,7 +220,11 @@ def _halving(results: Results) -> list[Table | Note]:
     rows = []
     for arm in results.arms:
         means = [number(values[arm], decimals=decimals) if arm in values else NOTHING for values in found]
-        told = words(f"stopped after step {stopped[arm]:,}", tone="faint") if arm in stopped else words("went on" + (", as the base" if arm == results.study.base else ""))
+        told = (
+            words(f"stopped after step {stopped[arm]:,}", tone="faint")
+            if arm in stopped
+            else words("went on" + (", as the base" if arm == results.study.base else ""))
+        )
         rows.append((words(arm), *means, told))
     columns = ("arm", *(f"after step {rung['step']:,}" for rung in results.rungs), "what became of it")
     reads = f"{metric.label} ({_arrow(metric)}), mean over the seeds that have it; at each rung the best {halving.keep:.0%} of the arms go on, and the base."
@@ -280,7 +309,9 @@ def _cost(results: Results) -> list[Table]:
             seconds = Cell(log.duration(whole["seconds"]), whole["seconds"]) if "seconds" in whole else NOTHING
             rate = Cell(log.count(units["tokens"] / units["seconds"]), units["tokens"] / units["seconds"]) if {"tokens", "seconds"} <= set(units) else NOTHING
             rows.append((words(arm), words(stage.name), number(size), number(about.steps), number(about.tokens), flops, rate, seconds))
-    reads = "Model FLOPs of training as in timing.jsonl; tokens a second and time are medians of the steps, without evaluation and compilation, means over seeds."
+    reads = (
+        "Model FLOPs of training as in timing.jsonl; tokens a second and time are medians of the steps, without evaluation and compilation, means over seeds."
+    )
     columns = ("arm", "stage", "parameters", "steps", "tokens", "model FLOPs", "tokens/s", "time of the steps")
     return [table("cost", "What a run costs", columns, rows, note=reads)]
 

@@ -103,7 +103,9 @@ def _check_stages(stages: Sequence[Stage]) -> None:
         if stage.after is not None:
             _require_known(stage.after, [other.name for other in stages[:number]], f"stages[{number}].after")
             if "init" in stage.overrides:
-                raise ConfigError(f"stages[{number}].overrides set init, but the stage starts from the final checkpoint of '{stage.after}'; leave one of both out.")
+                raise ConfigError(
+                    f"stages[{number}].overrides set init, but the stage starts from the final checkpoint of '{stage.after}'; leave one of both out."
+                )
     _require_different([stage.name for stage in stages], "stages")
 
 

@@ -145,7 +145,9 @@ def _read(path: str, *_: int) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from None
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); move it away and start the same `ptm study` again: it is made anew, and the runs that are there go on.") from None
+        raise ConfigError(
+            f"{path} is damaged ({type(error).__name__}: {error}); move it away and start the same `ptm study` again: it is made anew, and the runs that are there go on."
+        ) from None
 
 
 def record_of(content: Mapping[str, Any]) -> Record:

@@ -60,7 +60,9 @@ def resolve(
     name = Path(file).stem
     begun = [run for run in old.runs if (root / run / "config.json").is_file()] if old is not None else []
     if begun and (old.name, old.argument) != (name, argument):
-        raise ConfigError(f"{root} holds the study {old.name}{f':{old.argument}' if old.argument else ''}, not {name}{f':{argument}' if argument else ''}; use a new --workdir.")
+        raise ConfigError(
+            f"{root} holds the study {old.name}{f':{old.argument}' if old.argument else ''}, not {name}{f':{argument}' if argument else ''}; use a new --workdir."
+        )
     trials = [Arm(folder.trial_name(number), dict(values)) for number, values in asked.items()] if study.search is not None else []
     study = dataclasses.replace(study, arms=(*study.arms, *trials))
     by_stage = _by_stage(overrides, study)
@@ -197,7 +199,9 @@ def _differences(study: Study, templates: Templates, *, arms: Iterable[Arm], fil
         if not any(_matches(own, key) for key in known):
             prefixes = dict.fromkeys(f"{'.'.join(parts[:n])}.*" for key in known for parts in [key.split(".")] for n in range(1, len(parts)))
             hint = fields.nearest(own, prefixes) if own.endswith("*") else config_lib.nearest_key(own, known)
-            raise ConfigError(f"study '{file}': differs has '{pattern}', which no key of stage '{stage}' matches; allowed: keys, or prefixes such as objective.*.{hint}")
+            raise ConfigError(
+                f"study '{file}': differs has '{pattern}', which no key of stage '{stage}' matches; allowed: keys, or prefixes such as objective.*.{hint}"
+            )
     found: dict[str, dict[str, list[Any]]] = {}
     wrong: list[str] = []
     for arm in arms:
@@ -261,7 +265,13 @@ def tokenizer_fingerprint(config: Config) -> str | None:
 
 
 def _runs(
-    study: Study, templates: Templates, fingerprints: Mapping[tuple[str, str], Mapping[str, str | None]], *, root: Path, old: Record | None, begun: Iterable[str]
+    study: Study,
+    templates: Templates,
+    fingerprints: Mapping[tuple[str, str], Mapping[str, str | None]],
+    *,
+    root: Path,
+    old: Record | None,
+    begun: Iterable[str],
 ) -> tuple[dict[str, dict[int, dict[str, str]]], dict[str, RunRecord]]:
     """Arm -> seed -> stage -> run, and the runs in the order in which they are to be run. Raises ConfigError where one that was begun has another config now."""
     order = [(seed, stage, arm.name) for seed in study.seeds for stage in study.stages for arm in study.arms]

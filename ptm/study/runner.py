@@ -34,7 +34,10 @@ def plan(spec: str, *, workdir: str | os.PathLike, overrides: Mapping[str, str],
     record, root = resolution.prepare(spec, workdir=workdir, overrides=overrides, write=False), Path(workdir)
     here = (root / folder.FILE).is_file()
     known = folder.read(root).runs if here else {}
-    states = {run: folder.state(root, run) if run in known else State("ready" if about.needs is None else "waiting", None, [], None) for run, about in record.runs.items()}
+    states = {
+        run: folder.state(root, run) if run in known else State("ready" if about.needs is None else "waiting", None, [], None)
+        for run, about in record.runs.items()
+    }
     print(summary.plan(record, states), flush=True)
     _check_code(record, states, same_code=same_code)
     return DONE
@@ -177,7 +180,10 @@ class _Runner:
             return False
         number, values = search.ask(self._root, self._record, resolution.load(self._spec).search.space)
         resolution.prepare(self._spec, workdir=self._root, overrides=self._overrides, asked={**asked, number: values})
-        print(f"{folder.trial_name(number).capitalize()} of {self._record.search.trials}: {', '.join(f'{key}={fields.unparse(value)}' for key, value in values.items())}.", flush=True)
+        print(
+            f"{folder.trial_name(number).capitalize()} of {self._record.search.trials}: {', '.join(f'{key}={fields.unparse(value)}' for key, value in values.items())}.",
+            flush=True,
+        )
         return True
 
     def _run(self, name: str, state: State) -> int:
@@ -226,7 +232,9 @@ def run_one(spec: str, *, workdir: str | os.PathLike, name: str, overrides: Mapp
     about = folder.run_of(root, name)
     file, _, argument = spec.partition(":")
     if (record.name, record.argument, record.overrides) != (Path(file).stem, argument, dict(overrides)):
-        given = ", ".join([f"{record.name}{f':{record.argument}' if record.argument else ''}", *(f"--config.{key}={value}" for key, value in record.overrides.items())])
+        given = ", ".join(
+            [f"{record.name}{f':{record.argument}' if record.argument else ''}", *(f"--config.{key}={value}" for key, value in record.overrides.items())]
+        )
         raise ConfigError(f"{root} holds the study {given}; --run wants the same words. `ptm study` without --run takes up changes.")
     if same_code:
         found = hosts.first(lambda: summary.mix(record, {run: folder.state(root, run) for run in record.runs}, current=describe.git_state()))

@@ -41,7 +41,9 @@ def _amounts(record: Record, states: dict[str, State]) -> list[str]:
     tokens, steps = sum(about.tokens for about in left.values()), sum(about.steps for about in left.values())
     lines.append(f"  to do: {tokens:,} tokens, padding included, in {steps:,} steps; estimated time, one run after the other: {_time(record, states, left)}")
     if record.search is not None:
-        lines.append(f"  and a search: {_plural(record.search.trials - len(record.search.asked), 'more trial')} of {record.search.trials}, each a run of every stage and seed")
+        lines.append(
+            f"  and a search: {_plural(record.search.trials - len(record.search.asked), 'more trial')} of {record.search.trials}, each a run of every stage and seed"
+        )
     if record.halving is not None:
         lines.append(f"  at most: after step {', '.join(map(str, record.halving.rungs))} the best {record.halving.keep:.0%} of the arms go on")
     return lines
@@ -72,7 +74,12 @@ def _seconds(state: State) -> float:
 def outcome(root: Path, record: Record, states: dict[str, State]) -> str:
     """How many runs are in which state, and what went wrong."""
     counts = Counter(state.name for state in states.values())
-    lines = ["", f"{counts[folder.FINISHED]} of {_plural(len(states), 'run')} finished" + "".join(f", {n} {name}" for name, n in counts.items() if name != folder.FINISHED) + "."]
+    lines = [
+        "",
+        f"{counts[folder.FINISHED]} of {_plural(len(states), 'run')} finished"
+        + "".join(f", {n} {name}" for name, n in counts.items() if name != folder.FINISHED)
+        + ".",
+    ]
     for run, state in states.items():
         if state.name == "failed":
             times = f" {len(state.attempts)} times" if len(state.attempts) > 1 else ""
