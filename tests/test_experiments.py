@@ -123,7 +123,7 @@ def test_fit_draws_from_several_runs_alone():
 def test_draws_without_exponents_are_counted():
     """Where valleys are hardly deeper than the noise, some draws have none."""
     isoflop = loaded("isoflop")
-    shallow = runs_of(isoflop, noise=0.02, at=lambda c, n: 1e-3 * np.log(n / (c / 120) ** 0.5) ** 2)
+    shallow = runs_of(isoflop, noise=0.01, at=lambda c, n: 3e-3 * np.log(n / (c / 120) ** 0.5) ** 2)
     found = isoflop.fit(shallow, draws=200)
     assert 0 < found.draws < 200
 

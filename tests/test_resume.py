@@ -203,7 +203,7 @@ def test_a_signal_while_the_step_is_compiled_ends_the_process(text, whole, tmp_p
     expected, _ = whole("concat")
     shutil.copytree(expected, tmp_path / "run", ignore=shutil.ignore_patterns(str(STEPS)))
     arguments = ["train", f"--config={runs.__file__}:concat", f"--workdir={tmp_path / 'run'}"]
-    env = os.environ | {"PTM_TEST_TEXT": str(text), "JAX_NUM_CPU_DEVICES": "1"}
+    env = os.environ | {"PTM_TEST_TEXT": str(text), "JAX_NUM_CPU_DEVICES": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     with subprocess.Popen([sys.executable, "-c", STUCK, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
         told = list(itertools.takewhile(lambda line: line != "compiling\n", process.stdout))
         begun = time.monotonic()
