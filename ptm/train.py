@@ -11,7 +11,7 @@ import jax
 
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
-from ptm import describe, evals, fields, hosts, interrupts, labels, parallel, registry, specs, teacher
+from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -54,6 +54,8 @@ def train(
         progress = stack.enter_context(contextlib.closing(log_lib.Progress(steps)))
         asked = stack.enter_context(interrupts.listen(progress.message))
         hosts.make_shared(workdir)
+        if primary:
+            stack.enter_context(lock.hold(workdir, progress.message))
         run = teacher.attach(run_lib.setup(config, workdir=workdir, devices=devices))
         fingerprints, flat = run.fingerprints(), config_lib.flatten(config)
         hosts.require_equal(config=config_lib.fingerprint(config), jax=jax.__version__, **fingerprints)

@@ -1,13 +1,14 @@
 """Studies of two arms on the recipes of tests/runs.py, resolved into folders, and runs of them that look begun, finished or failed without having been run."""
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ptm import log
+from ptm import lock, log
 from ptm.fields import ConfigError
 from ptm.study import Arm, Metric, Stage, Study, attempts, checks, folder, identity, resolution
 
@@ -61,9 +62,18 @@ def finish(root: Path, run: str, loss: float = 1.0) -> None:
     (root / run / "ckpt" / str(steps)).mkdir(parents=True, exist_ok=True)
 
 
-def attempt(root: Path, run: str, *codes: int | None, host: str | None = None) -> None:
+def attempt(root: Path, run: str, *codes: int | None) -> None:
     entries = [
-        {"start": 10.0, "end": None if code is None else 20.0, "exit_code": code, "error": None if code in (None, 0, 75) else "it broke", "git": {}, "host": host or socket.gethostname(), "pid": 1}
+        {"start": 10.0, "end": None if code is None else 20.0, "exit_code": code, "error": None if code in (None, 0, 75) else "it broke", "git": {}, "host": socket.gethostname(), "pid": 1}
         for code in codes
     ]  # fmt: skip
     attempts.write(root / run, identity="x", attempts=entries)
+
+
+def elsewhere(root: Path, run: str, touched: float | None = None) -> None:
+    """Lets a run look begun by a process of another host, which gave its last sign of life at `touched`, else now."""
+    attempt(root, run, None)
+    (root / run / lock.LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": 10.0}))
+    (root / run / lock.ALIVE).touch()
+    if touched is not None:
+        os.utime(root / run / lock.ALIVE, (touched, touched))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # import each other. A new file of ptm/ needs a place here.
 RANKS = """
 fields allocator statistics page
-tree sections processes
+tree sections processes lock
 config
 recipe
 parallel text log metrics lora hosts compiles

@@ -1,15 +1,14 @@
 """What the folder of a study says: the states and figures of its runs, who is at one; which arms end at a rung, which a search asks for."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 
 import pytest
-from made_studies import LOSS, TESTS, TUNED, attempt, begin, finish, made, refusal, rows
+from made_studies import LOSS, TESTS, TUNED, attempt, begin, elsewhere, finish, made, refusal, rows
 
-from ptm import log
+from ptm import lock, log
 from ptm.study import Arm, Halving, Search, Stage, attempts, choice, folder, halving, log_uniform, search, summary
 
 pytestmark = pytest.mark.usefixtures("study_text")
@@ -23,11 +22,8 @@ def test_states(tmp_path):
     begin(tmp_path, pretrain("low", 2))
     attempt(tmp_path, pretrain("low", 3), None)
     attempt(tmp_path, pretrain("high", 0), 75, 1)
-    attempt(tmp_path, pretrain("high", 1), None, host="elsewhere")
-    (tmp_path / pretrain("high", 1) / attempts.ALIVE).touch()
-    attempt(tmp_path, pretrain("high", 2), None, host="elsewhere")
-    (tmp_path / pretrain("high", 2) / attempts.ALIVE).touch()
-    os.utime(tmp_path / pretrain("high", 2) / attempts.ALIVE, (time.time() - 2 * attempts.FRESH,) * 2)
+    elsewhere(tmp_path, pretrain("high", 1))
+    elsewhere(tmp_path, pretrain("high", 2), time.time() - 2 * lock.FRESH)
     begin(tmp_path, pretrain("high", 3))
     path = tmp_path / pretrain("high", 3) / "config.json"
     path.write_text(path.read_text().replace('"learning_rate": 0.02', '"learning_rate": 0.03'))
@@ -114,7 +110,7 @@ def test_what_is_no_study(tmp_path):
 
 
 def test_one_process_holds_a_run(tmp_path):
-    """A lock ends with its process, even one that is killed; until then the run is running, and nobody else may have it."""
+    """Until the process ends the run is running; one that is killed leaves an attempt without an end."""
     made(tmp_path)
     run = "low/seed0/pretrain"
     code = (
@@ -125,10 +121,6 @@ def test_one_process_holds_a_run(tmp_path):
     try:
         assert other.stdout.readline() == "held\n"
         assert folder.state(tmp_path, run).name == "running"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(attempts.Busy, match="being run by another process"):
-            patch.setattr(attempts, "TRIES", 2)
-            with attempts.hold(tmp_path / run, identity="x", git={}):
-                pass
     finally:
         other.kill()
         other.wait()
@@ -139,19 +131,6 @@ def test_one_process_holds_a_run(tmp_path):
         mine.end(1, error="it broke")
     state = folder.state(tmp_path, run)
     assert (state.name, state.error, len(state.attempts)) == ("failed", "it broke", 2)
-
-
-def test_signs_of_life_of_another_host(tmp_path, monkeypatch):
-    """Where locks do not reach, an attempt that is open and touched of late is waited for, and refused if it stays so."""
-    attempt(tmp_path, "a", None, host="elsewhere")
-    (tmp_path / "a" / attempts.ALIVE).touch()
-    monkeypatch.setattr(attempts, "BEAT", -attempts.FRESH)  # no patience
-    with pytest.raises(attempts.Busy, match="process 1 of elsewhere"), attempts.hold(tmp_path / "a", identity="x", git={}):
-        pass
-    os.utime(tmp_path / "a" / attempts.ALIVE, (0, 0))
-    monkeypatch.setattr(attempts, "BEAT", 20.0)
-    with attempts.hold(tmp_path / "a", identity="x", git={}):
-        assert len(attempts.read(tmp_path / "a")["attempts"]) == 2
 
 
 # Halving.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_studies import LOSS, TUNED, attempt, begin, finish, made, refusal, rows, study
+from made_studies import LOSS, TUNED, attempt, begin, elsewhere, finish, made, refusal, rows, study
 
-from ptm import log
+from ptm import lock, log
 from ptm.study import Arm, Halving, Ordering, attempts, checks, folder, halving, resolution, runner, summary
 
 pytestmark = pytest.mark.usefixtures("study_text")
@@ -129,9 +129,8 @@ def test_a_child_that_is_killed_is_noted(loop, tmp_path):
 def test_a_run_of_another_process_is_waited_for(loop, tmp_path, monkeypatch, capsys):
     """The runner takes what is left, and goes on with the other one when its process is gone."""
     loop({"low/seed0/pretrain": [75]})
-    (tmp_path / "low/seed0/pretrain" / attempts.ALIVE).touch()
-    attempt(tmp_path, "low/seed0/pretrain", None, host="elsewhere")
-    monkeypatch.setattr(runner.time, "sleep", lambda _: os.utime(tmp_path / "low/seed0/pretrain" / attempts.ALIVE, (0, 0)))
+    elsewhere(tmp_path, "low/seed0/pretrain")
+    monkeypatch.setattr(runner.time, "sleep", lambda _: os.utime(tmp_path / "low/seed0/pretrain" / lock.ALIVE, (0, 0)))
     code, started = loop()
     assert (code, started) == (0, ["high/seed0/pretrain", "low/seed1/pretrain", "high/seed1/pretrain", "low/seed0/pretrain"])
     assert "Waiting for low/seed0/pretrain: another process is at work there." in capsys.readouterr().out

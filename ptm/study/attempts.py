@@ -1,8 +1,8 @@
-"""Who is at a run of a study and who was: run.json, a lock that ends with its process, and a sign of life for other hosts.
+"""Who was at a run of a study: run.json beside the lock of who is at it.
 
 A run's folder holds `run.json`, {"identity", "attempts": [{"start", "end", "exit_code", "error", "git", "host", "pid"}]} (times in seconds since
-1970; an attempt that was killed has no end), `run.lock`, which its process holds, `alive`, which that process touches, and `claim.lock`, which a runner
-holds while a child of its own is at the run, so that another runner does not even start one.
+1970; an attempt that was killed has no end), what ptm/lock.py keeps there, and `claim.lock`, which a runner holds while a child of its own is at the run, so
+that another runner does not even start one.
 """
 
 import contextlib
@@ -11,23 +11,17 @@ import fcntl
 import json
 import os
 import socket
-import threading
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ptm import lock
 from ptm.fields import ConfigError
 
-FILE, LOCK, ALIVE = "run.json", "run.lock", "alive"
+FILE = "run.json"
 INTERRUPTED = 75
-BEAT = 20.0  # seconds between two signs of life
-FRESH = 120.0  # seconds after which one that is not renewed means that its process is gone
-TRIES, PAUSE = 20, 0.1  # of a lock: who looks whether it is held holds it for a moment
-
-
-class Busy(Exception):
-    """Another process is at the run; the message says which."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -66,31 +60,6 @@ def failures(attempts: list[dict[str, Any]]) -> int:
     return count
 
 
-def alive(path: Path, attempts: list[dict[str, Any]]) -> bool:
-    """Whether a process is at the run: one that holds its lock, or one of another host that gave a sign of life of late."""
-    return _locked(path) or _elsewhere(path, attempts)
-
-
-def _locked(path: Path) -> bool:
-    try:
-        with open(path / LOCK, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # nobody was ever at it, or a file system without locks
-        return False
-    return False
-
-
-def _elsewhere(path: Path, attempts: list[dict[str, Any]]) -> bool:
-    if not attempts or attempts[-1]["end"] is not None or attempts[-1]["host"] == socket.gethostname():
-        return False
-    try:
-        return time.time() - (path / ALIVE).stat().st_mtime < FRESH
-    except FileNotFoundError:
-        return False
-
-
 def note(path: Path, *, pid: int, identity: str, git: dict[str, Any], exit_code: int, error: str | None) -> None:
     """Notes the end of a process that could not do so itself: of its attempt, or of one that it had not yet noted."""
     found = read(path)["attempts"]
@@ -127,26 +96,11 @@ class Attempt:
 
 @contextlib.contextmanager
 def hold(path: Path, *, identity: str, git: dict[str, Any]) -> Iterator[Attempt]:
-    """Takes a run for this process and notes an attempt; the lock goes with the process, however that ends. Raises Busy where another process has it.
-
-    A process of another host whose signs of life may be those of one that is gone is waited for, until that is known.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        _take(stack.enter_context(open(path / LOCK, "ab")), path)
-        until = time.monotonic() + FRESH + BEAT
-        while _elsewhere(path, earlier := read(path)["attempts"]):
-            if time.monotonic() > until:
-                raise Busy(f"{path} is run by process {earlier[-1]['pid']} of {earlier[-1]['host']}.")
-            time.sleep(1)
-        attempt = Attempt(path, identity, tuple(earlier), _begun(git))
+    """Takes a run for this process and notes an attempt. Raises lock.Busy where another process has it."""
+    with lock.hold(path, lambda text: print(f"ptm: {text}", file=sys.stderr, flush=True)):
+        attempt = Attempt(path, identity, tuple(read(path)["attempts"]), _begun(git))
         attempt.begin()
-        done = threading.Event()
-        threading.Thread(target=_beat, args=(path / ALIVE, done), name="alive", daemon=True).start()
-        try:
-            yield attempt
-        finally:
-            done.set()
+        yield attempt
 
 
 @contextlib.contextmanager
@@ -171,23 +125,3 @@ def claimed(path: Path) -> Iterator[bool]:
         except OSError:  # a file system without locks
             pass
         yield True
-
-
-def _take(file: IO[bytes], path: Path) -> None:
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(PAUSE)
-        except OSError:
-            return  # a file system without locks: signs of life must do
-    raise Busy(f"{path} is being run by another process.")
-
-
-def _beat(path: Path, done: threading.Event) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            path.touch()
-        if done.wait(BEAT):
-            return

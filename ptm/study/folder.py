@@ -1,7 +1,7 @@
 """What the folder of a study says: study.json, and the states and figures of its runs. Reports and launchers read studies through this module alone.
 
     DIR/study.json               the study, resolved
-    DIR/ARM/seedK/STAGE/         the workdir of a run; run.json, run.lock, alive (ptm/study/attempts.py) beside what every run writes
+    DIR/ARM/seedK/STAGE/         the workdir of a run; run.json (ptm/study/attempts.py) beside what every run writes
     DIR/halving.json             the rungs that were decided, where the study has some
     DIR/search.log               Optuna's storage, where the study searches
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm import config as config_lib
-from ptm import fields, log
+from ptm import fields, lock, log
 from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
 from ptm.study.language import Halving, Metric, Ordering, Published
@@ -208,7 +208,7 @@ def _name(folder: str | os.PathLike, run: str, about: RunRecord, found: list[dic
         return "stale"
     if is_finished(folder, run):
         return FINISHED
-    if attempts_lib.alive(path, found):
+    if lock.held(path):
         return "running"
     if run in stopped(folder):
         return STOPPED

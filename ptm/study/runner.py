@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import describe, fields, hosts, registry, train
+from ptm import describe, fields, hosts, lock, registry, train
 from ptm.data import pipeline
 from ptm.fields import ConfigError
 from ptm.study import attempts, folder, halving, identity, resolution, search, summary
@@ -261,7 +261,7 @@ def run_one(spec: str, *, workdir: str | os.PathLike, name: str, overrides: Mapp
         def take() -> str:
             try:
                 held.append(stack.enter_context(attempts.hold(root / name, identity=about.identity, git=describe.git_state())))
-            except attempts.Busy as error:
+            except lock.Busy as error:
                 return str(error)
             return ""
 
