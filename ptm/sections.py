@@ -22,6 +22,11 @@ class Train:
     )
     skip_window: int = field(128, low=2, unit="steps", doc="Window of the mean and deviation that skip_sigma refers to.")
     max_skips: int = field(8, low=1, unit="steps", doc="Stop when so many steps in a row were skipped.")
+    hang_seconds: float | None = field(
+        600.0, low=0.1, unit="seconds", doc="Least time without progress after which the stacks of all threads are written; None = never. Ten times that while compiling."
+    )
+    hang_factor: float = field(30.0, low=1.0, doc="Times the usual time of a step, an evaluation or a save that must have passed too.")
+    hang_exit: bool = field(False, doc="End then, with the exit code of an interrupted run (75), which launchers start again.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import jax
 
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
-from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher
+from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher, watchdog
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -24,8 +24,8 @@ COUNTS = ("tokens", "words", "bytes", "records")  # what evals report besides wh
 MANY = 16  # metrics of an eval that the progress line shows at once
 FIXED = ("model", "tokenizer", "objective", "data", "lora", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
-# But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records changes no row.
-FREE = ("train.steps", "train.microbatches", "data.prefetch", "data.max_bad_records")
+# But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records, or patience, changes no row.
+FREE = ("train.steps", "train.microbatches", "train.hang_seconds", "train.hang_factor", "train.hang_exit", "data.prefetch", "data.max_bad_records")
 
 
 def train(
@@ -92,6 +92,7 @@ def train(
             skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
             asked.look(votes)
             timer.mark(done)
+            watched.now("A step")
             if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 stats = loader.stats(hosts.gather(counts))
@@ -107,10 +108,12 @@ def train(
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         note_compiles(start, "start")
         timer, waits, profile = log_lib.StepTimer(), log_lib.Waits(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
+        watched = stack.enter_context(watchdog.watch(config.train, workdir / f"hang-{jax.process_index()}.txt", progress.message))
         done, evaluated, asked.running = start, {}, True
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
             progress.message("Compiling the first step.")
+            watched.now("The first step")
         for step in range(start, last):
             waits.start()
             made = next(loader)
@@ -136,6 +139,7 @@ def train(
                 timer.pause()
             results: dict[str, float] = {}
             for name in due_evals:
+                watched.now(f"The evaluation {name}")
                 values = run.evaluate(name, state["params"], predictions=evals.predictions_path(workdir, name, done))
                 note_compiles(done, name)
                 results |= values
@@ -145,14 +149,19 @@ def train(
             evaluated |= results
             stopping = asked.stop and pending is None  # a signal after the look above waits for the next step
             if due_save or stopping:
+                watched.now("A save")
                 log.flush()
                 checkpoints.save(done, state, streams={p: state for p, state in loader.state().items() if p in owned}, meta=about | {"step": done}, metrics=results)
                 asked.saved()
+            if pending is None:
+                watched.now("A step")
             if stopping:
                 if not asked.stopping:
                     progress.message("Another process was asked to stop.")
                 break
+        watched.now("The last save")
         checkpoints.wait()
+        watched.now(None)
         progress.close()
         if done < last:
             progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")

@@ -21,7 +21,7 @@ tree sections processes lock
 config
 recipe
 parallel text log metrics lora hosts compiles
-nn data optim interrupts
+nn data optim interrupts watchdog
 models
 generate checkpoint hf
 objectives
