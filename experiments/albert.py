@@ -12,7 +12,7 @@ embedding: table 3. Claimed: with shared layers 128 is enough, without sharing w
 Scales: `full` is the published recipe on $PTM_CORPUS (experiments/recipes.py says where the tasks are), the frozen stages 10,000 steps of 64 pairs.
 `small` and `tiny` pretrain smaller models on the texts of $PTM_DATA that have neighbouring sentences: a novel, articles, e-mails. Widths of
 embeddings go down with the model: 1/12, 1/6, 1/3 and 1 of its width, as 64, 128, 256 and 768 are of 768. SST-2 and (at `small`) RTE are what is left of the five downstream
-tasks; their average and RACE are not measured at any scale. At `tiny`, a minute of pretraining, one sees whether the questions can be told
+tasks; their average and RACE are not measured at any scale. At `tiny`, two minutes of pretraining, one sees whether the questions can be told
 apart at all, and no effect of any of this on SST-2; what sharing costs is seen in the loss of pretraining, which the paper does not print.
 """
 
