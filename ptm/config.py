@@ -207,6 +207,9 @@ def complete(stored: dict[str, Any], registries: Registries) -> dict[str, Any]:
     for key in stored:
         if key not in known:
             raise ConfigError(f"unknown key {key}.{fields.nearest(key, known)} Allowed: {', '.join(known)}.")
+    for key in ("model", "objective"):
+        if key not in stored:
+            raise ConfigError(f"the config has no {key}.")
 
     def entry(section: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
         return filled(section, _class_of(ConfigDict(section), registries, kind, where), where)
@@ -224,7 +227,7 @@ def complete(stored: dict[str, Any], registries: Registries) -> dict[str, Any]:
         return {**section, **inner, **{key: list(value) if isinstance(value, tuple) else value for key, value in added.items()}}
 
     sections = {name: filled(stored[name] if name in stored else {}, cls, name) for name, cls in SECTIONS.items()}
-    parts = {name: entry(stored[name], name, name) for name in ("model", "objective") if name in stored}
+    parts = {name: entry(stored[name], name, name) for name in ("model", "objective")}
     evals = {name: entry(section, "eval", f"evals.{name}") for name, section in stored["evals"].items()} if "evals" in stored else {}
     return {**top, **stored, **parts, "evals": evals, **sections}
 

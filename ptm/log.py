@@ -28,6 +28,7 @@ from ptm import fields
 from ptm.fields import ConfigError
 
 METRICS, TIMING, COMPILES = "metrics.jsonl", "timing.jsonl", "compiles.jsonl"
+TAIL = 1 << 16  # bytes at the end of a file that hold its last row
 NOT_FINITE = ("nan", "inf", "-inf")
 
 
@@ -47,17 +48,31 @@ def row(step: int, values: Mapping[str, Any]) -> str:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         cells = json.loads(line)
-        return {key: float(value) if value in NOT_FINITE else value for key, value in cells.items()} if line.endswith("\n") else None
-    except (ValueError, AttributeError):
+    except ValueError:
         return None
+    if not line.endswith("\n") or not isinstance(cells, dict) or not isinstance(cells.get("step"), int):
+        return None
+    return {key: float(value) if value in NOT_FINITE else value for key, value in cells.items()}
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """Rows of a JSON lines file, not-finite values as floats again; a line that a crash tore is left out, a missing file is empty."""
+    """Rows of a JSON lines file, not-finite values as floats again; a line that is torn or no row is left out, a missing file is empty."""
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf-8", errors="replace") as file:
         return [cells for cells in map(_parse, file) if cells is not None]
+
+
+def last_step(path: str) -> int | None:
+    """The step of the last row of a JSON lines file, by its end alone; None without rows."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return None
+    rows = (_parse(line + "\n") for line in reversed(lines[:-1]))  # what comes after the last end of a line is torn
+    return next((cells["step"] for cells in rows if cells is not None), None)
 
 
 def truncate(path: str, step: int) -> None:

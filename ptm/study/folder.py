@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ OWN = (FILE, HALVING, JOURNAL, "study.lock", "launch", "report.html", "report.md
 FORMAT = 1
 PLACE = "$STUDY"  # in stored configs: the study's folder
 FINISHED, STOPPED = "finished", "stopped"
-TAIL = 1 << 16  # bytes at the end of metrics.jsonl that hold its last row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +198,7 @@ def state(folder: str | os.PathLike, run: str) -> State:
     about, path = run_of(folder, run), Path(folder) / run
     found = attempts_lib.read(path)["attempts"]
     last_failed = bool(found) and attempts_lib.failed(found[-1])
-    return State(_name(folder, run, about, found), _last_step(path), found, found[-1]["error"] if last_failed else None)
+    return State(_name(folder, run, about, found), log.last_step(str(path / log.METRICS)), found, found[-1]["error"] if last_failed else None)
 
 
 def _name(folder: str | os.PathLike, run: str, about: RunRecord, found: list[dict[str, Any]]) -> str:
@@ -284,10 +283,11 @@ def stopped(folder: str | os.PathLike) -> frozenset[str]:
 def rungs(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The rungs that were decided: {"step", "values": {arm: mean or None}, "kept": [arm], "stopped": [arm]}."""
     try:
-        return json.loads((Path(folder) / HALVING).read_text(encoding="utf-8"))
+        found = json.loads((Path(folder) / HALVING).read_text(encoding="utf-8"))
+        return [{"step": rung["step"], "values": dict(rung["values"]), "kept": list(rung["kept"]), "stopped": list(rung["stopped"])} for rung in found]
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{Path(folder) / HALVING} is damaged ({error}); remove it, and the rungs are decided again.") from None
 
 
@@ -321,23 +321,3 @@ def curve(folder: str | os.PathLike, run: str, metric: str) -> list[tuple[int, f
 def value_at(folder: str | os.PathLike, run: str, metric: str, step: int) -> float | None:
     """A metric of a run after a step, if it is there and finite."""
     return next((value for at, value in curve(folder, run, metric) if at == step and math.isfinite(value)), None)
-
-
-def _last_step(path: Path) -> int | None:
-    return next((row["step"] for row in _backwards(path / log.METRICS)), None)
-
-
-def _backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The last rows of a JSON lines file, the last first; a torn one is left out."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().decode("utf-8", errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
-        return
-    for line in reversed(lines):
-        if line.endswith("\n"):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
