@@ -137,7 +137,7 @@ def test_one_process_holds_a_run(tmp_path):
 
 
 def test_halving_by_hand(tmp_path):
-    """Four arms, two rungs, a half goes on: by the mean over the seeds; the base stays whatever it does, an arm without a figure is last."""
+    """Four arms, two rungs, a half goes on: by the mean over the seeds; the base stays whatever it does, an arm without a figure under one of them is last."""
     arms = tuple(Arm(name, {"optimizer.learning_rate": rate}) for name, rate in (("base", 0.01), ("a", 0.02), ("b", 0.03), ("c", 0.04)))
     stages = (Stage("pretrain", recipe=f"{TESTS}/runs.py:concat", overrides={"evals.validation.every": 2}), TUNED[1])
     record = made(tmp_path, arms=arms, base="base", stages=stages, halving=Halving(metric=LOSS, rungs=(4, 8), keep=0.5))
@@ -161,7 +161,7 @@ def test_halving_by_hand(tmp_path):
     assert {run for run in record.runs if folder.state(tmp_path, run).name == "stopped"} == {
         f"b/seed{seed}/{stage}" for seed in (0, 1) for stage in ("pretrain", "tune")
     }
-    reach(8, {"base": (9.0, 9.0), "a": (float("nan"), float("nan"))})
+    reach(8, {"base": (9.0, 9.0), "a": (float("nan"), 0.1)})
     second = halving.decide(tmp_path, record, lost={"c/seed0/pretrain", "c/seed1/pretrain"})
     assert second["values"] == {"base": 9.0, "a": None, "c": None} and second["stopped"] == ["c"], "two of three go on; of those without a figure the first"
     assert halving.decide(tmp_path, record, lost=()) is None and halving.limit(tmp_path, record, "a/seed0/pretrain") is None

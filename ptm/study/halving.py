@@ -1,7 +1,7 @@
 """Successive halving: after each rung the better part of the arms goes on (Jamieson and Talwalkar 2016, section 3).
 
-All runs of an arm that is still in go to the rung, in all seeds; arms are ranked by the mean of the metric there. What was decided is written to
-halving.json, and is not decided again. Claims about an arm that was stopped are not tested: the report names it.
+All runs of an arm that is still in go to the rung, in all seeds; arms are ranked by the mean of the metric there, those last that have no finite value under
+one of the seeds: what diverges is not ranked by the seeds that were lucky. What was decided is written to halving.json, and is not decided again. Claims about an arm that was stopped are not tested: the report names it.
 """
 
 import json
@@ -69,8 +69,8 @@ def _higher(record: Record) -> bool:
 
 def _mean(root: Path, record: Record, runs: list[str], step: int) -> float | None:
     metric = record.halving.metric.partition(":")[2]
-    values = [value for run in runs if (value := folder.value_at(root, run, metric, step)) is not None]
-    return statistics.fmean(values) if values else None
+    values = [folder.value_at(root, run, metric, step) for run in runs]
+    return None if None in values else statistics.fmean(values)
 
 
 def _best(values: dict[str, float | None], *, higher: bool, count: int) -> set[str]:

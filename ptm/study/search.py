@@ -41,12 +41,11 @@ def _arm(record: Record, number: int) -> folder.ArmRecord:
 
 
 def _value(root: Path, record: Record, number: int) -> float | None:
-    """The mean of the metric over the seeds whose run finished with a finite one."""
+    """The mean of the metric over the seeds; None where a run ended without a finite one."""
     stage, _, metric = record.search.metric.partition(":")
     runs = [stages[stage] for stages in _arm(record, number).runs.values()]
-    found = [folder.value_at(root, run, metric, record.runs[run].steps) for run in runs if folder.is_finished(root, run)]
-    values = [value for value in found if value is not None]
-    return statistics.fmean(values) if values else None
+    values = [folder.value_at(root, run, metric, record.runs[run].steps) if folder.is_finished(root, run) else None for run in runs]
+    return None if None in values else statistics.fmean(values)
 
 
 def _distribution(entry: Distribution) -> Any:
