@@ -41,8 +41,13 @@ def _number(value: Any) -> int | float:
 
 def row(step: int, values: Mapping[str, Any]) -> str:
     """One line of a JSON lines file, without its end; values are numbers or anything that `float` takes."""
-    cells = {key: _number(values[key]) for key in sorted(values)}
-    return json.dumps({"step": int(step)} | {key: value if math.isfinite(value) else str(value) for key, value in cells.items()}, allow_nan=False)
+    return json.dumps({"step": int(step)} | written({key: values[key] for key in sorted(values)}), allow_nan=False)
+
+
+def written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers as strict JSON takes them: those that are not finite as words."""
+    cells = {key: _number(value) for key, value in values.items()}
+    return {key: value if math.isfinite(value) else str(value) for key, value in cells.items()}
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import hosts, labels, registry, statistics, train
+from ptm import hosts, labels, log, registry, statistics, train
 from ptm.checkpoint import CheckpointError, steps_in
 from ptm.fields import ConfigError
 
@@ -64,7 +64,8 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         partial = workdir / (SUMMARY + ".partial")
-        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        stored = summary | {"rows": [row | {"metrics": log.written(row["metrics"])} for row in rows]}
+        partial.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, workdir / SUMMARY)
         print(table(summary), f"  written to {workdir / SUMMARY}", sep="\n", flush=True)
     return FAILED if failures else train.FINISHED

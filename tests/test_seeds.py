@@ -94,7 +94,7 @@ def test_runs_a_summary_and_what_is_finished(text, tmp_path, started, capsys):
 
 @pytest.mark.parametrize("error", [FloatingPointError("stopped at step 2: loss nan"), RuntimeError("out of memory")])
 def test_a_failed_seed_does_not_hide_the_others(error, text, tmp_path, monkeypatch, capsys):
-    finished = {0: 2.0, 2: 4.0}
+    finished = {0: 2.0, 2: 4.0, 3: "nan"}
 
     def pretended(config, *, workdir, **options):
         if config.seed not in finished:
@@ -104,9 +104,10 @@ def test_a_failed_seed_does_not_hide_the_others(error, text, tmp_path, monkeypat
         return 0
 
     monkeypatch.setattr(train, "train", pretended)
-    assert seeds.run(runs.tiny("concat", text=text, **SHORT), count=3, workdir=tmp_path) == 1
+    assert seeds.run(runs.tiny("concat", text=text, **SHORT), count=4, workdir=tmp_path) == 1
     summary = json.loads((tmp_path / "seeds.json").read_text())
-    assert [row["state"] for row in summary["rows"]] == ["finished", "failed", "finished"] and str(error) in summary["rows"][1]["error"]
+    assert summary["rows"][3]["metrics"] == {"validation/loss": "nan"}, "as strict JSON"
+    assert [row["state"] for row in summary["rows"]] == ["finished", "failed", "finished", "finished"] and str(error) in summary["rows"][1]["error"]
     assert summary["metrics"]["validation/loss"] == {
         "n": 2,
         "mean": 3.0,
@@ -114,7 +115,7 @@ def test_a_failed_seed_does_not_hide_the_others(error, text, tmp_path, monkeypat
         "ci95": pytest.approx([3 - 12.7062, 3 + 12.7062], abs=1e-3),
     }
     out = capsys.readouterr().out
-    assert "2 of 3 seeds finished" in out and f"seed 1 failed: {summary['rows'][1]['error']}" in out
+    assert "3 of 4 seeds finished" in out and f"seed 1 failed: {summary['rows'][1]['error']}" in out
 
 
 def test_labels_are_taken_from_the_data_once(tmp_path, monkeypatch):

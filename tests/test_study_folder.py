@@ -208,3 +208,5 @@ def test_optuna_asks_and_is_told(tmp_path):
     trials = optuna.load_study(study_name="made", storage=storage).trials
     assert [(trial.state.name, trial.value) for trial in trials] == [("COMPLETE", 2.5), ("FAIL", None)]
     assert "best of 1 trial: trial 0" in summary.outcome(tmp_path, record, {})
+    other = {**space, "optimizer.name": choice(["adafactor", "lion"])}
+    assert "holds trials of another space" in refusal(search.ask, tmp_path, record, other)

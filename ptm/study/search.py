@@ -20,7 +20,10 @@ def ask(root: Path, record: Record, space: Mapping[str, Distribution]) -> tuple[
     study = _open(root, record)
     distributions = {key: _distribution(entry) for key, entry in space.items()}
     lost = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished() and trial.number not in record.search.asked]
-    trial = lost[0] if lost else study.ask(distributions)
+    try:
+        trial = lost[0] if lost else study.ask(distributions)
+    except ValueError as error:
+        raise ConfigError(f"{root / JOURNAL} holds trials of another space ({error}); take a new --workdir for what the study file says now.") from None
     return trial.number, dict(trial.params)
 
 
