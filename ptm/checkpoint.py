@@ -3,7 +3,8 @@
 A folder holds one folder a step, `<step>/{state,data,meta}/` and `<step>/manifest.json` with the size and sha256 of every file below
 the three. Orbax writes the arrays of `state`; `data/stream-00003.json` is the position of one logical stream, written by the process
 that owns it; `meta/meta.json` is what the caller says about the run. A step appears by the rename of a finished folder, its manifest
-included, so a kill at any moment leaves the earlier steps as they were. Paths are those of a POSIX file system that all processes see.
+included, so a kill at any moment leaves the earlier steps as they were. Evaluations that a stop cut short are owed: `meta/owed.json` names them, and what they
+gave later is in `<step>/evaluated.json`, which the manifest does not know. Paths are those of a POSIX file system that all processes see.
 """
 
 import concurrent.futures
@@ -32,6 +33,7 @@ from ptm.fields import ConfigError
 
 ITEMS = ("state", "data", "meta")
 MANIFEST = "manifest.json"
+OWED, EVALUATED = "meta/owed.json", "evaluated.json"
 WEIGHTS = ("params", "ema")
 DELETING = ".deleting"
 LEFTOVER = re.compile(rf"\d+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|{re.escape(DELETING)})")
@@ -129,6 +131,19 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
 
 
+def owed(folder: Path, step: int) -> list[str]:
+    """The evals of a step that a stop cut short and that were not made since."""
+    try:
+        return [] if (folder / str(step) / EVALUATED).is_file() else list(json.loads((folder / str(step) / OWED).read_text()))
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def settled(folder: Path, step: int) -> bool:
+    """Whether a step is committed and no eval of it is owed."""
+    return step in steps_in(folder) and not owed(folder, step)
+
+
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values)) or "none"
 
@@ -181,18 +196,20 @@ class Checkpoints:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def save(self, step: int, state: Any, *, streams: Mapping[int, Any], meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> bool:
+    def save(
+        self, step: int, state: Any, *, streams: Mapping[int, Any], meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None, owed: Sequence[str] = ()
+    ) -> bool:  # fmt: skip
         """Starts to save a step and returns when the arrays of `state` may be donated or overwritten; waits for the save before it.
 
         `state` is a pytree of arrays under string keys, `streams` maps the logical streams of this process to their JSON state, `meta`
-        is any JSON. False says that a valid checkpoint of this step exists and nothing was done; a damaged one is set aside. Raises
+        is any JSON, `owed` names evals that are still to be made. False says that a valid checkpoint of this step exists and nothing was done; a damaged one is set aside. Raises
         CheckpointError if this save cannot start or the one before it failed.
         """
         assert not self.read_only, "opened with read_only"
         self.wait()
         data = {f"stream-{stream:05d}.json": json.dumps(position) for stream, position in streams.items()}
         record = {"metric": self.metric, "mode": self.mode, "values": {name: float(value) for name, value in (metrics or {}).items()}}
-        about = {"meta.json": json.dumps(meta), "metrics.json": json.dumps(record)}
+        about = {"meta.json": json.dumps(meta), "metrics.json": json.dumps(record)} | ({Path(OWED).name: json.dumps(list(owed))} if owed else {})
         flat = _flat(state)
         for path, leaf in flat.items():
             assert isinstance(leaf, jax.Array | np.ndarray), f"{path} is a {type(leaf).__name__}, not an array"
@@ -207,6 +224,13 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._finish, args=(step,), name="checkpoint")
         self._thread.start()
         return True
+
+    def settle(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds what the evals that were owed at a step gave."""
+        if jax.process_index() == 0:
+            path = self.folder / str(step) / EVALUATED
+            _write(path.with_suffix(".partial"), json.dumps({name: float(value) for name, value in metrics.items()}))
+            os.replace(path.with_suffix(".partial"), path)
 
     def wait(self) -> None:
         """Returns when no save is in flight. Raises CheckpointError, once, if the last one failed."""
@@ -280,8 +304,12 @@ class Checkpoints:
         return hosts.first(lambda: self._first_valid(self._ranked()))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The metrics that came with a save; empty if there were none."""
-        return self._record(step).get("values", {})
+        """The metrics that came with a save, and those that were owed; empty if there were none."""
+        try:
+            later = dict(json.loads((self.folder / str(step) / EVALUATED).read_text()))
+        except (OSError, ValueError, TypeError):
+            later = {}
+        return self._record(step).get("values", {}) | later
 
     def meta(self, step: int) -> Any:
         """The JSON that came with a save."""

@@ -23,6 +23,10 @@ STARTING = 1.0  # the same before the first step, when there is nothing to save
 COMPILER = ("jax/_src/compiler.py", "jax\\_src\\compiler.py")
 
 
+class Interrupted(Exception):
+    """What was under way is given up, since the run was asked to stop."""
+
+
 class Asked:
     """What is asked of a run; `running` while there are steps to finish and to save. Several processes do it after the same step, whichever was asked."""
 
@@ -32,6 +36,7 @@ class Asked:
         self.stopping = False  # this process was asked to stop
         self._saves = self._answered = 0  # requests to save: of this process, and what their sum was at the last save
         self._agreed = (0, 0)
+        self._vote: Any = None
 
     def votes(self) -> tuple[int, int]:
         """What this process says to the others after a step."""
@@ -40,6 +45,14 @@ class Asked:
     def look(self, votes: Any) -> None:
         """Takes note of the votes of a step, those of all processes."""
         self._agreed = tuple(int(vote) for vote in votes)
+
+    def poll(self) -> None:
+        """Between the batches of an evaluation; all processes call it as often. Raises Interrupted on all of them at the same call, one after the signal."""
+        before, self._vote = self._vote, hosts.vote(*self.votes())
+        if before is not None:
+            self.look(before)
+        if self.stop:
+            raise Interrupted
 
     @property
     def stop(self) -> bool:
@@ -73,10 +86,20 @@ class Asked:
         told(f"{name}: finishing the step and saving.")
 
 
+_listening: Asked | None = None
+
+
+def poll() -> None:
+    """To be called between batches of what may be given up. Raises Interrupted where a run that is trained was asked to stop; elsewhere nothing happens."""
+    if _listening is not None and _listening.running:
+        _listening.poll()
+
+
 @contextlib.contextmanager
 def listen(told: Callable[[str], None]) -> Iterator[Asked]:
     """What is asked while the body runs. Before the first step a signal to stop ends the process at once, as does a second SIGINT at any time."""
-    asked = Asked()
+    global _listening
+    before_it, _listening = _listening, (asked := Asked())
     old = {number: signal.signal(number, lambda number, _: asked.hear(number, told)) for number in (*STOP, signal.SIGUSR1)}
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -86,6 +109,7 @@ def listen(told: Callable[[str], None]) -> Iterator[Asked]:
     try:
         yield asked
     finally:
+        _listening = before_it
         signal.set_wakeup_fd(before)
         for number, handler in old.items():
             signal.signal(number, handler)

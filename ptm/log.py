@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Protocol, Self, TextIO
 
@@ -80,12 +80,16 @@ def last_step(path: str) -> int | None:
     return next((cells["step"] for cells in rows if cells is not None), None)
 
 
-def truncate(path: str, step: int) -> None:
-    """Drops the rows of a JSON lines file after `step`, and torn lines, in one atomic replacement; the other bytes stay as they are."""
+def truncate(path: str, step: int, owed: Collection[str] = ()) -> None:
+    """Drops the rows of a JSON lines file after `step`, those of `owed` evals at it, and torn lines, in one atomic replacement; the other bytes stay as they are."""
+
+    def stays(cells: dict[str, Any]) -> bool:
+        return cells["step"] < step or cells["step"] == step and not all(key == "step" or key.partition("/")[0] in owed for key in cells)
+
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        kept = [line for line in file if (cells := _parse(line)) is not None and cells["step"] <= step]
+        kept = [line for line in file if (cells := _parse(line)) is not None and stays(cells)]
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.writelines(kept)
         file.flush()
@@ -185,7 +189,8 @@ WRITERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio
 class Log:
     """The rows of one run, in WORKDIR/metrics.jsonl, timing.jsonl, compiles.jsonl, and the named `writers`.
 
-    `resume_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts anew: all are dropped.
+    `resume_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts anew: all are dropped. Rows of `owed` evals
+    at that step are too: they are made again.
     With `primary` off (every process but the first) nothing is opened and nothing written.
     """
 
@@ -195,6 +200,7 @@ class Log:
         *,
         writers: tuple[str, ...] = (),
         resume_step: int | None = None,
+        owed: Collection[str] = (),
         config: Mapping[str, Any] | None = None,
         primary: bool = True,
     ) -> None:
@@ -209,7 +215,7 @@ class Log:
         self._writers = [cls(workdir, name=name, config=config or {}, resume_step=resume_step) for cls in classes]
         self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING, COMPILES)}
         for path in self._paths.values():
-            truncate(path, -1 if resume_step is None else resume_step)
+            truncate(path, -1 if resume_step is None else resume_step, owed)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes a row of deterministic values, known after `step` updates."""

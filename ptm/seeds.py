@@ -14,7 +14,7 @@ import jax
 
 from ptm import config as config_lib
 from ptm import hosts, labels, log, registry, statistics, train
-from ptm.checkpoint import CheckpointError, steps_in
+from ptm.checkpoint import CheckpointError, settled
 from ptm.fields import ConfigError
 
 SUMMARY = "seeds.json"
@@ -40,7 +40,7 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
     for seed, folder in folders.items():
         this = dataclasses.replace(config, seed=seed)
         train.check_resume(this, folder, allow_change)
-        if config.train.steps in hosts.first(functools.partial(steps_in, folder / "ckpt")):
+        if hosts.first(functools.partial(settled, folder / "ckpt", config.train.steps)):
             _say(f"Seed {seed} is finished: {folder}.")
             continue
         _say(f"Seed {seed}, {seed - config.seed + 1} of {count}: {folder}.")

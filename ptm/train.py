@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from ptm import checkpoint, describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher, watchdog
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
-from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher, watchdog
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -64,6 +64,7 @@ def train(
         loader = stack.enter_context(contextlib.closing(run.loader()))
         owned = _owned(loader.state())
         latest = checkpoints.newest_valid()
+        owed: list[str] = []  # evals that the last stop cut short
         if latest is None:
             params, told = teacher.start(run)
             start, state = 0, run.init_state(params)
@@ -74,10 +75,12 @@ def train(
             _check_unchanged(run, meta)
             loader.restore(streams)
             start = latest
-            progress.message(f"{workdir} is finished: step {start} of {steps}." if start == steps else f"Continuing {workdir} from step {start} of {steps}.")
+            owed = hosts.first(lambda: [name for name in checkpoint.owed(workdir / "ckpt", latest) if name in config.evals])
+            over = start == steps and not owed
+            progress.message(f"{workdir} is finished: step {start} of {steps}." if over else f"Continuing {workdir} from step {start} of {steps}.")
         history = [*describe.history(workdir), describe.session(run, start, changes)]
         progress.message(describe.write(run, history))
-        log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, config=flat, primary=primary))
+        log = stack.enter_context(log_lib.Log(str(workdir), writers=config.log.writers, resume_step=latest, owed=owed, config=flat, primary=primary))
         about = {**fingerprints, "config": config_lib.to_dict(config), "history": history}
 
         def note_compiles(done: int, during: str) -> None:
@@ -104,12 +107,33 @@ def train(
                 checkpoints.wait()
                 raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
 
+        def measure(done: int, names: list[str]) -> tuple[dict[str, float], list[str]]:
+            """The metrics of evals after a step, and which of them were given up."""
+            found: dict[str, float] = {}
+            for number, name in enumerate(names):
+                watched.now(f"The evaluation {name}")
+                try:
+                    values = run.evaluate(name, state["params"], predictions=evals.predictions_path(workdir, name, done))
+                except interrupts.Interrupted:
+                    progress.message(f"The evaluation {name} of step {done} is given up, to be made when the run goes on.")
+                    return found, names[number:]
+                note_compiles(done, name)
+                found |= values
+                log.metrics(done, values)
+                progress.message(_eval_line(done, name, values))
+            return found, []
+
         if start < steps:
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         note_compiles(start, "start")
         timer, waits, profile = log_lib.StepTimer(), log_lib.Waits(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
         watched = stack.enter_context(watchdog.watch(config.train, workdir / f"hang-{jax.process_index()}.txt", progress.message))
-        done, evaluated, asked.running = start, {}, True
+        done = start
+        evaluated, _ = measure(done, owed)
+        if owed:
+            checkpoints.settle(done, evaluated)
+            owed = []
+        asked.running = True
         pending = None  # metrics of the step before, looked at while the next one runs
         if start < steps:
             progress.message("Compiling the first step.")
@@ -137,21 +161,15 @@ def train(
                 record(*pending)
                 pending = None
                 timer.pause()
-            results: dict[str, float] = {}
-            for name in due_evals:
-                watched.now(f"The evaluation {name}")
-                values = run.evaluate(name, state["params"], predictions=evals.predictions_path(workdir, name, done))
-                note_compiles(done, name)
-                results |= values
-                log.metrics(done, values)
-                progress.message(_eval_line(done, name, values))
+            results, owed = measure(done, due_evals)
             _check_metric(config, results)
             evaluated |= results
             stopping = asked.stop and pending is None  # a signal after the look above waits for the next step
             if due_save or stopping:
                 watched.now("A save")
                 log.flush()
-                checkpoints.save(done, state, streams={p: state for p, state in loader.state().items() if p in owned}, meta=about | {"step": done}, metrics=results)
+                streams = {stream: position for stream, position in loader.state().items() if stream in owned}
+                checkpoints.save(done, state, streams=streams, meta=about | {"step": done}, metrics=results, owed=owed)
                 asked.saved()
             if pending is None:
                 watched.now("A step")
@@ -163,7 +181,7 @@ def train(
         checkpoints.wait()
         watched.now(None)
         progress.close()
-        if done < last:
+        if done < last or owed:
             progress.message(f"Interrupted at step {done} of {steps}; saved. Start the same command again to continue.")
             return INTERRUPTED
         if done < steps:

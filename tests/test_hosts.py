@@ -20,6 +20,7 @@ import runs
 from test_imports import ROOT, _files, imports
 
 from ptm import cli, processes
+from ptm.checkpoint import owed, steps_in
 from ptm.fields import ConfigError
 from ptm.processes import Place
 
@@ -252,7 +253,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import runs
 from pathlib import Path
-from ptm import run
+from ptm import interrupts, run
 from ptm.data.loader import Loader
 from ptm.fields import ConfigError
 
@@ -276,6 +277,17 @@ def setup(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
     raise ConfigError("this is what went wrong")
 
+polled, polls = interrupts.poll, 0
+
+def poll():
+    global polls
+    polls += 1
+    if polls == 2:
+        os.kill(os.getpid(), signal.Signals[fault])
+    polled()
+
+if mine and kind == "eval":
+    interrupts.poll = poll
 if mine and kind == "batch":
     Loader.__next__ = next_batch
 if mine and kind == "setup":
@@ -288,7 +300,7 @@ def get_config(argument):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory) -> str:
-    """A recipe that goes wrong in process 1, at set-up or at the fourth batch, as PTM_TEST_FAULT says."""
+    """A recipe that goes wrong in process 1, at set-up, at the fourth batch or in the first evaluation, as PTM_TEST_FAULT says."""
     path = tmp_path_factory.mktemp("recipe") / "faulty.py"
     path.write_text(FAULTY.format(tests=str(ROOT / "tests")))
     return str(path)
@@ -330,6 +342,20 @@ def test_sigusr1_to_one_process_saves_once(text, faulty, whole, tmp_path):
     assert [one.code for one in ended] == [0, 0], ended
     assert sorted(int(path.name) for path in (tmp_path / "run/ckpt").iterdir()) == [3, 5, 6, STEPS]
     runs.assert_same(tmp_path / "run", whole("concat", 2, 1), STEPS)
+
+
+@several
+def test_a_signal_to_one_process_during_an_evaluation(text, faulty, whole, tmp_path):
+    """All give it up after the same batch, and make it when they go on."""
+    several_batches = "--config.evals.validation.batch_size=2"
+    ended = train("concat", tmp_path / "run", text, several_batches, processes=2, recipe=faulty, PTM_TEST_FAULT="eval SIGTERM")
+    assert [one.code for one in ended] == [75, 75] and "The evaluation validation of step " in ended[0].err and silent(ended[1]), ended
+    (step,) = [step for step in steps_in(tmp_path / "run/ckpt") if owed(tmp_path / "run/ckpt", step)]
+    ended = train("concat", tmp_path / "run", text, several_batches, processes=2)
+    assert [one.code for one in ended] == [0, 0] and f"from step {step} of" in ended[0].err, ended
+    ours, theirs = ([row for row in rows(workdir) if "validation/loss" in row] for workdir in (tmp_path / "run", whole("concat", 2, 1)))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    np.testing.assert_allclose([row["validation/loss"] for row in ours], [row["validation/loss"] for row in theirs], rtol=1e-5)
 
 
 @several

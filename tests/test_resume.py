@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import runs
 
-from ptm import describe
+from ptm import checkpoint, describe, interrupts, log
+from ptm.checkpoint import Checkpoints
 from ptm.fields import ConfigError
 
 KINDS = ("concat", "window", "mlm", "spans")
@@ -223,6 +224,32 @@ def test_sigusr1_saves_and_the_run_goes_on(text, whole, tmp_path, capfd):
     assert taken == batches and "SIGUSR1: saving after the step." in capfd.readouterr().err
     runs.assert_same(tmp_path, expected, STEPS)
     assert sorted(int(path.name) for path in (tmp_path / "ckpt").iterdir()) == [4, 6, 12, STEPS]
+
+
+@pytest.mark.parametrize("step", [7, STEPS])
+def test_a_signal_during_an_evaluation_gives_it_up(step, text, whole, tmp_path, monkeypatch, capfd):
+    """The step is saved; the evaluation is made when the run goes on, as the run without a stop made it, though a kill comes between."""
+    expected, _ = whole("concat")
+    config, polled = runs.tiny("concat", text=text), interrupts.poll
+
+    def poll() -> None:
+        if log.last_step(str(tmp_path / "metrics.jsonl")) >= step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        polled()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupts, "poll", poll)
+        assert runs.run(config, tmp_path) == 75
+    assert f"The evaluation validation of step {step} is given up" in capfd.readouterr().err
+    folder = tmp_path / "ckpt"
+    assert checkpoint.owed(folder, step) == ["validation"] and not checkpoint.settled(folder, step)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(log.row(step, {"validation/loss": 9.0}) + "\n")  # of a start that was killed before it could say that it is no more owed
+    assert runs.run(config, tmp_path) == 0
+    runs.assert_same(tmp_path, expected, STEPS)
+    saved, whole_ones = Checkpoints.reader(folder), Checkpoints.reader(expected / "ckpt")
+    assert not checkpoint.owed(folder, step) and checkpoint.settled(folder, STEPS)
+    assert saved.metrics(STEPS) == whole_ones.metrics(STEPS) and saved.best() == whole_ones.best()
 
 
 def killed_until_finished(kind: str, workdir: Path, text: Path, *overrides: str, kills: int, seed: int) -> int:

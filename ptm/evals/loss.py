@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from ptm import interrupts
 from ptm.evals.protocol import EvalConfig, Measured, rows_of
 from ptm.fields import field
 
@@ -31,6 +32,7 @@ def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
     """{loss, loss/TERM, perplexity, RATIO, tokens}, added up in float64."""
     sums: Any = None
     for batch in itertools.islice(run.validation(rows_of(options, run), data=options.data(run.config.data)), options.batches):
+        interrupts.poll()
         totals, weights, aux = run.eval_step(params, batch)
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get((totals, weights, aux.ratios)))
         sums = part if sums is None else jax.tree.map(np.add, sums, part)

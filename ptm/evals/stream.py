@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ptm import parallel
+from ptm import interrupts, parallel
 from ptm.data import buckets
 from ptm.data.batch import Example, Featurizer
 
@@ -61,6 +61,7 @@ def through(
 
     before = None  # the batch that the devices work on while the next one is made
     for keys, batch in buckets.batches(examples(), featurizer=featurizer, batch_size=batch_size, window=window):
+        interrupts.poll()
         values = step(params, run.to_device({name: array[local] for name, array in batch.items()}, batch_size=batch_size, rows=local))
         if before is not None:
             collect(*before)

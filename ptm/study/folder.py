@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptm import checkpoint, fields, lock, log
 from ptm import config as config_lib
-from ptm import fields, lock, log
 from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
 from ptm.study.language import Halving, Metric, Ordering, Published
@@ -189,8 +189,8 @@ def run_of(folder: str | os.PathLike, run: str) -> RunRecord:
 
 
 def is_finished(folder: str | os.PathLike, run: str) -> bool:
-    """Whether the final checkpoint of a run is there."""
-    return (Path(folder) / run / "ckpt" / str(run_of(folder, run).steps)).is_dir()
+    """Whether the final checkpoint of a run is there, and all that is measured of it."""
+    return checkpoint.settled(Path(folder) / run / "ckpt", run_of(folder, run).steps)
 
 
 def state(folder: str | os.PathLike, run: str) -> State:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ptm.checkpoint import steps_in
+from ptm.checkpoint import owed, steps_in
 from ptm.study import folder
 from ptm.study.folder import Record
 
@@ -37,7 +37,8 @@ def at_limit(root: Path, record: Record, run: str) -> bool:
         return False
     stage = record.runs[run].stage
     if stage == _stage(record):
-        return max(steps_in(root / run / "ckpt"), default=0) >= step
+        last = max(steps_in(root / run / "ckpt"), default=0)
+        return last >= step and not owed(root / run / "ckpt", last)
     return stage in folder.stages_after(record, _stage(record))
 
 
