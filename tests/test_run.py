@@ -48,7 +48,7 @@ def rows(workdir: Path) -> list[dict]:
 def test_workdir(finished, text):
     """The files of docs/design.md, section 7, each with what it must hold."""
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", "diff.txt", "env.json", "params.txt", "metrics.jsonl", "timing.jsonl", "compiles.jsonl", "ckpt", "tokenizer"}
+    assert names == {"config.json", "diff.txt", "env.json", "params.txt", "metrics.jsonl", "timing.jsonl", "compiles.jsonl", "ckpt", "tokenizer", "run.lock"}
     config = json.loads((finished / "config.json").read_text())
     assert config["train"]["steps"] == 8 and config["model"]["name"] == "gpt" and config["data"]["source"] == [f"text:{text}"]
     diff = (finished / "diff.txt").read_text().splitlines()

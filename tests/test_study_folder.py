@@ -1,5 +1,6 @@
 """What the folder of a study says: the states and figures of its runs, who is at one; which arms end at a rung, which a search asks for."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_trials_are_arms(tmp_path):
     )
     record = made(tmp_path, **options, asked={0: {"optimizer.learning_rate": 0.005}})
     assert record.arms[2].name == "trial 0" and record.runs["trial_0/seed1/pretrain"].config["optimizer.learning_rate"] == 0.005
-    assert made(tmp_path, **options) == record, "trials are remembered"
+    assert dataclasses.replace(made(tmp_path, **options), made=record.made) == record, "trials are remembered"
 
 
 def test_optuna_asks_and_is_told(tmp_path):
