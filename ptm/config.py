@@ -27,6 +27,7 @@ from ptm.sections import (
     Lora,
     Mesh,
     ModelOfInit,
+    Mup,
     Optimizer,
     Schedule,
     Tokenizer,
@@ -36,7 +37,7 @@ from ptm.sections import (
 )
 
 __all__ = [
-    "SECTIONS", "TOP_LEVEL", "Checkpoint", "Compute", "Config", "ConfigDict", "Data", "Log", "Lora", "Mesh", "ModelOfInit", "Optimizer", "Registries",
+    "SECTIONS", "TOP_LEVEL", "Checkpoint", "Compute", "Config", "ConfigDict", "Data", "Log", "Lora", "Mesh", "ModelOfInit", "Mup", "Optimizer", "Registries",
     "Schedule", "Tokenizer", "Train", "base", "column_entries", "complete", "defaults_of", "diff", "fingerprint", "flatten", "init_specs", "nearest_key",
     "override", "resolve", "schema", "set_section", "to_dict",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ptm import config as config_lib
-from ptm import hf, specs, tree, weights
+from ptm import hf, mup, specs, tree, weights
 from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.hf import check, files, transfer, vocabulary
@@ -73,7 +73,7 @@ def _to_directory(source: str, target: Path, *, dtype: str, compare: bool) -> bo
     if dtype not in files.DTYPES:
         raise ConfigError(f"--dtype={dtype}; allowed: {', '.join(files.DTYPES)}.")
     this = weights.reopen(source)
-    params = weights.read_all(source, this)
+    params = mup.folded(weights.read_all(source, this), this.model.module.context)
     shapes = {path: leaf.shape for path, leaf in tree.paths(params).items()}
     outputs = {"classify_head": "classify_head/labels/kernel", "tag_head": "tag_head/kernel"}
     heads = _heads(this, list(params), {name: shapes[path][-1] for name, path in outputs.items() if path in shapes})

@@ -34,20 +34,24 @@ class Optimizer:
     `transform` clips, updates moments, decays and scales, in this order; frozen leaves get zero updates (none
     where the gradient leaves them out) and have no state.
     `learning_rate(step)` is the rate of the update that follows `step` finished ones, before layerwise factors.
-    `decayed` and `frozen` say for each path whether weight decay applies and whether it stays as it is.
+    `decayed` and `frozen` say for each path whether weight decay applies and whether it stays as it is; `rates` has the factors of
+    learning rates, other than 1, that depend on the width.
     """
 
     transform: Transform
     learning_rate: Callable[[jax.typing.ArrayLike], jax.Array]
     decayed: dict[str, bool]
     frozen: dict[str, bool]
+    rates: dict[str, float]
 
 
 def make(
-    optimizer: config.Optimizer, schedule: config.Schedule, *, steps: int, params: Mapping[str, Any], lora: config.Lora | None = None
+    optimizer: config.Optimizer, schedule: config.Schedule, *, steps: int, params: Mapping[str, Any], lora: config.Lora | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Optimizer:  # fmt: skip
-    """The optimizer of a run of `steps` steps for `params`, a tree of arrays or abstract arrays.
+    """The optimizer of a run of `steps` steps for `params`, a tree of arrays or abstract arrays; `rates` are factors of learning rates by path.
 
+    These leave weight decay as it is: the product of rate and decay is the same at all widths (Wang and Aitchison 2024, arXiv:2405.13698).
     What `lora` does not train is frozen too; a gradient need not have what is frozen, and is clipped by the global norm of the rest. Raises ConfigError for an unknown name, a pattern in `freeze`
     or a non-default pattern in `no_decay` that matches nothing, and a warm-up longer than the run.
     """
@@ -69,6 +73,9 @@ def make(
         return optimizer.learning_rate * factor(step)
 
     decay = optax.stateless(lambda updates, params: tree.map_paths(lambda path, u, p: u + optimizer.weight_decay * p if decayed[path] else u, updates, params))
+    rates = dict(rates or {})
+    if rates:
+        decay = optax.chain(optax.stateless(lambda updates, _: tree.map_paths(lambda path, u: u * rates[path] if path in rates else u, updates)), decay)
     rule = fields.lookup(OPTIMIZERS, optimizer.name, "optimizer.name")
     parts = [rule(optimizer, decay=decay, decayed=decayed), optax.scale_by_learning_rate(learning_rate)]
     if optimizer.clip_norm is not None:
@@ -77,7 +84,7 @@ def make(
         factors = layer_factors(params, decay=optimizer.layerwise_decay)
         parts.append(optax.stateless(lambda updates, _: tree.map_paths(lambda path, u: u * factors[path], updates)))
     transform = _route(lambda path, _: not frozen[path], optax.chain(*parts), optax.set_to_zero())
-    return Optimizer(transform=transform, learning_rate=learning_rate, decayed=decayed, frozen=frozen)
+    return Optimizer(transform=transform, learning_rate=learning_rate, decayed=decayed, frozen=frozen, rates=rates)
 
 
 def map_state(function: Callable[[str | None, Any], Any], state: Any, *, params: Mapping[str, Any]) -> Any:
@@ -221,6 +228,7 @@ def muon(options: config.Optimizer, *, decay: Transform, decayed: dict[str, bool
     return optax.chain(_route(lambda path, leaf: tree.stacked(path) and tree.matrix_dims(path, leaf.ndim) is not None, kernels, others), decay)
 
 
+ADAM_LIKE = ("adamw", "lion")  # rules whose updates are of one size whatever the gradient's: those that the rates of ptm.mup hold for
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "lamb": lamb, "lion": lion, "sgd": sgd, "muon": muon}
 
 

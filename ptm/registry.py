@@ -9,7 +9,7 @@ from ptm.config import Config, ConfigDict
 from ptm.evals import EVALS
 from ptm.fields import ConfigError
 from ptm.models import MODELS, encoder_decoder
-from ptm.objectives import OBJECTIVES, mixture
+from ptm.objectives import OBJECTIVES, distillation, mixture
 
 REGISTRIES = {
     "model": {name: family.config for name, family in MODELS.items()},
@@ -88,6 +88,7 @@ def check(config: Config) -> None:
             f"checkpoint.metric={metric} belongs to no eval; metrics are named EVAL/METRIC with EVAL one of: {', '.join(config.evals)}.{hint} "
             f"--config.checkpoint.keep_best=0 compares none."
         )
+    _check_mup(config)
     fields.lookup(optim.OPTIMIZERS, config.optimizer.name, "optimizer.name")
     fields.lookup(optim.SCHEDULES, config.schedule.name, "schedule.name")
     fields.lookup(text.TOKENIZERS, config.tokenizer.kind, "tokenizer.kind")
@@ -101,6 +102,27 @@ def check(config: Config) -> None:
     if any(spec != "scratch" and not spec.startswith(("ckpt:", "hf:", "hub:")) for spec in given):
         allowed = "scratch, ckpt:DIR[@STEP|@best|@ema|@avgN], hf:DIR, hub:ORG/NAME[@REVISION]"
         raise ConfigError(f"init={config.init}; allowed: {allowed}.{fields.nearest(config.init, ('scratch',))}")
+
+
+def _check_mup(config: Config) -> None:
+    """Refuses what the maximal update parametrisation is not defined for here."""
+    if config.mup.base_width is None:
+        return
+    given = f"mup.base_width={config.mup.base_width}"
+    if not hasattr(config.model, "init_std"):
+        fitting = [name for name, family in MODELS.items() if "init_std" in fields.annotations(family.config)]
+        raise ConfigError(
+            f"{given} scales initial values that are drawn alike at all widths, and model {config.model.name} has none such; models that fit: {', '.join(fitting)}."
+        )
+    if config.optimizer.name not in optim.ADAM_LIKE:
+        allowed = ", ".join(optim.ADAM_LIKE)
+        raise ConfigError(f"{given} with optimizer.name={config.optimizer.name}, whose rates depend on the width in another way; allowed: {allowed}.")
+    if isinstance(config.objective, distillation.Config):
+        raise ConfigError(f"{given} with objective {config.objective.name}: teacher and student would share multipliers; leave mup.base_width None.")
+    if any(spec.startswith(("hf:", "hub:")) for spec in config_lib.init_specs(config.init)):
+        raise ConfigError(
+            f"{given} with init={config.init}: such models are of the standard parametrisation; leave mup.base_width None, or start from scratch or ckpt:DIR."
+        )
 
 
 def resolve(config: ConfigDict | dict | Config) -> Config:

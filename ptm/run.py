@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, compiles, evals, hosts, labels, models, objectives, optim, parallel, recompute, registry, specs, text, tree
+from ptm import checkpoint, compiles, evals, hosts, labels, models, mup, objectives, optim, parallel, recompute, registry, specs, text, tree
 from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
@@ -334,15 +334,18 @@ def setup(
     )  # fmt: skip
     heads = tuple(dict.fromkeys(head for branch in branches for head in branch.objective.heads))
 
+    scaling = mup.make(config.mup, model_config, context=context, heads=heads, lora=config.lora, lengths=lengths_of(branches))
+    context = dataclasses.replace(context, multipliers=scaling.multipliers, attention_multiplier=scaling.attention)
+
     def make(policy: str) -> Model:
-        return models.make(model_config, context=dataclasses.replace(context, remat=policy), heads=heads, lora=config.lora)
+        return models.make(model_config, context=dataclasses.replace(context, remat=policy), heads=heads, lora=config.lora, initial=scaling.initial)
 
     model = make("full" if c.remat == "auto" else c.remat)
     shapes = jax.eval_shape(functools.partial(model.init, lengths=lengths_of(branches)), jax.random.key(0))
     if c.remat == "auto":
         rows, parts = config.train.batch_size // config.train.microbatches, parallel.token_parts(layout)
         model = make(recompute.choose(make, [branch.objective for branch in branches], shapes, batch_shapes, rows=rows, budget=c.remat_budget, parts=parts))
-    optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes, lora=config.lora)
+    optimizer = optim.make(config.optimizer, config.schedule, steps=config.train.steps, params=shapes, lora=config.lora, rates=scaling.rates)
     state = jax.eval_shape(_state_maker(config, model, branches[0].objective, optimizer), shapes)
     layout.parameters(shapes)  # refuses dimensions that cannot be split
 
@@ -380,11 +383,13 @@ def open_checkpoints(run: Run, folder: Path, *, read_only: bool = False) -> chec
 
 
 def parameter_table(run: Run) -> str:
-    """Every parameter with its shape, size, dimension words, sharding and whether it is decayed."""
+    """Every parameter with its shape, size, dimension words, sharding, whether it is decayed, and the factor of its rate where it depends on the width."""
     flat = tree.paths(run.abstract_params)
     columns = {
         "axes": {path: " ".join(parallel.axes_words(path)) for path in flat},
         "sharding": {path: str(tuple(leaf.sharding.spec)) for path, leaf in flat.items()},
         "decay": {path: "frozen" if run.optimizer.frozen[path] else "yes" if run.optimizer.decayed[path] else "no" for path in flat},
     }
+    if run.optimizer.rates:
+        columns["rate"] = {path: f"x {run.optimizer.rates[path]:.4g}" if path in run.optimizer.rates else "x 1" for path in flat}
     return tree.table(run.abstract_params, columns=columns)

@@ -229,8 +229,22 @@ class Lora:
     )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mup:
+    """Maximal update parametrisation (Yang et al. 2022, table 8): a learning rate that is best at one width stays so at others."""
+
+    base_width: int | None = field(
+        None, low=1, doc="model.width at which it is the standard parametrisation, and rates are tuned; None = standard at all widths."
+    )
+    base_heads: int | None = field(None, low=1, doc="model.num_heads at that width; None = in proportion to the width, so that heads keep their size.")
+
+    def check(self, where: str) -> None:
+        if self.base_heads is not None and self.base_width is None:
+            raise ConfigError(f"{where}.base_heads={self.base_heads} without {where}.base_width; set both, or leave both None.")
+
+
 SECTIONS: dict[str, type] = {
-    "train": Train, "data": Data, "tokenizer": Tokenizer, "optimizer": Optimizer, "schedule": Schedule, "lora": Lora,
+    "train": Train, "data": Data, "tokenizer": Tokenizer, "optimizer": Optimizer, "schedule": Schedule, "lora": Lora, "mup": Mup,
     "mesh": Mesh, "compute": Compute, "checkpoint": Checkpoint, "log": Log,
 }  # fmt: skip
 
@@ -253,6 +267,7 @@ class Config:
     optimizer: Optimizer
     schedule: Schedule
     lora: Lora
+    mup: Mup
     mesh: Mesh
     compute: Compute
     checkpoint: Checkpoint

@@ -58,7 +58,10 @@ def attach(this: Run) -> Run:
         fingerprint = _hash_of([folder / files.CONFIG, *sorted({tensor.file for tensor in files.read(folder).tensors.values()})])
     else:
         workdir = specs.parse_spec(spec).folder.parent
-        config = registry.resolve(run_lib.read_config(workdir)).model
+        made = registry.resolve(run_lib.read_config(workdir))
+        if made.mup.base_width is not None:
+            raise ConfigError(f"objective.teacher={spec} was trained with mup.base_width={made.mup.base_width}; teachers are of the standard parametrisation.")
+        config = made.model
         model, as_run = _placed(this, dataclasses.replace(config, vocab_size=config.vocab_size or this.tokenizer.vocab_size), head)
         params, _ = weights.read(spec, as_run)
         fingerprint = _saved(spec)

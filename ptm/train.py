@@ -22,7 +22,7 @@ from ptm.run import Run
 FINISHED, INTERRUPTED = 0, hosts.INTERRUPTED
 COUNTS = ("tokens", "words", "bytes", "records")  # what evals report besides what they measure
 MANY = 16  # metrics of an eval that the progress line shows at once
-FIXED = ("model", "tokenizer", "objective", "data", "lora", "seed")  # may not change on resume
+FIXED = ("model", "tokenizer", "objective", "data", "lora", "mup", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
 # But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records, or patience, changes no row.
 FREE = ("train.steps", "train.microbatches", "train.hang_seconds", "train.hang_factor", "train.hang_exit", "data.prefetch", "data.max_bad_records")

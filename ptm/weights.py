@@ -110,8 +110,17 @@ def _found(spec: str, this: Run) -> tuple[Any, list[str], list[str]]:
         imported = _directory(spec, this)
         params, fresh = _of_body(imported, this)
         return params, [f"Parameters from {spec}", *imported.notes, *_resized(fresh, imported.params, this)], fresh
+    _same_scaling(spec, this)
     params, step, fresh, notes = _from_checkpoint(spec, this, strict=False)
     return params, [f"Parameters of step {step} from {spec}", *notes], fresh
+
+
+def _same_scaling(spec: str, this: Run) -> None:
+    """Refuses parameters of a checkpoint that are of another parametrisation than the run's, with which they would compute something else."""
+    theirs, ours = run.read_config(specs.parse_spec(spec).folder.parent)["mup"], config_lib.to_dict(this.config.mup)
+    if theirs != ours:
+        wanted = " ".join(f"--config.mup.{key}={unparse(value)}" for key, value in theirs.items() if value != ours[key])
+        raise ConfigError(f"{spec} was trained under another parametrisation; set {wanted}.")
 
 
 def _family_of(spec: str) -> str:

@@ -26,7 +26,7 @@ models
 generate checkpoint hf
 objectives
 state evals analysis
-registry specs growth labels recompute
+registry specs growth labels recompute mup
 run
 samples weights adopt
 teacher

@@ -1,6 +1,7 @@
 """The families, and the pure functions of a model that everything above works with."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm import lora as lora_lib
+from ptm import tree
 from ptm.fields import ConfigError
 from ptm.models import albert, bert, electra, encoder_decoder, gpt, llama, modernbert, t5, xlnet
 from ptm.nn.context import Context
@@ -44,12 +46,13 @@ MODELS: dict[str, Family] = {
 class Model:
     """A module as pure functions of its parameters (nested plain dicts).
 
-    `lora` are the options of low-rank adaptation, whose factors are then among the parameters.
+    `lora` are the options of low-rank adaptation, whose factors are then among the parameters; `initial` has factors of initial values by path.
     `teacher` is the model that this one learns from, for the losses of distillation, `teacher_params` its parameters; a traced step is given them.
     """
 
     module: nn.Module
     lora: Any = None
+    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
     teacher: "Model | None" = None
     teacher_params: Any = None
 
@@ -63,6 +66,8 @@ class Model:
         if "I" in lengths:
             batch |= {name: jnp.ones((1, lengths["I"]), jnp.int32) for name in ("inputs_BI", "input_segments_BI")}
         params = self.module.init(rng, batch, method="touch")["params"]
+        if self.initial:
+            params = tree.map_paths(lambda path, leaf: leaf * self.initial[path] if path in self.initial else leaf, params)
         return params if self.lora is None else {**params, lora_lib.KEY: lora_lib.init(rng, params, self.lora)}
 
     def merged(self, params: Any) -> tuple["Model", Any]:
@@ -124,8 +129,8 @@ class Model:
         return self.module.empty_cache(rows, length)
 
 
-def make(config: Any, *, context: Context, heads: tuple[str, ...], lora: Any = None) -> Model:
-    """The model of a family's config with the heads that an objective declares, and low-rank factors where `lora` (config.Lora) has a rank.
+def make(config: Any, *, context: Context, heads: tuple[str, ...], lora: Any = None, initial: Mapping[str, float] | None = None) -> Model:
+    """The model of a family's config with the heads that an objective declares, low-rank factors where `lora` (config.Lora) has a rank, and factors of initial values.
 
     Raises ConfigError for a head that it has not.
     """
@@ -133,4 +138,5 @@ def make(config: Any, *, context: Context, heads: tuple[str, ...], lora: Any = N
         if split_head(head)[0] not in (*config.heads, *COMMON_HEADS):
             fitting = [name for name, family in MODELS.items() if split_head(head)[0] in family.config.heads]
             raise ConfigError(f"model {config.name} has no head {head}; it has {', '.join(config.heads)}. Families with it: {', '.join(fitting) or 'none'}.")
-    return Model(MODELS[config.name].module(config=config, context=context, heads=heads), lora=None if lora is None or lora.rank is None else lora)
+    module = MODELS[config.name].module(config=config, context=context, heads=heads)
+    return Model(module, lora=None if lora is None or lora.rank is None else lora, initial=initial or {})

@@ -91,8 +91,9 @@ class LMHead(nn.Module):
         if self.tied:
             return table.attend(hidden) + bias_V
         kernel = self.param("kernel", nn.initializers.normal(self.std), (self.width, self.vocab_size), jnp.float32)
-        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
-        return contract(hidden, kernel, dims=1, context=self.context, dtype=self.context.logits) + bias_V
+        path = "/".join((*self.path, "kernel"))
+        kernel = self.context.layout.gathered(path, kernel.astype(self.context.dtype))
+        return contract(self.context.scaled(hidden, path), kernel, dims=1, context=self.context, dtype=self.context.logits) + bias_V
 
 
 class XLNet(Headed):

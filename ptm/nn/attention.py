@@ -233,7 +233,7 @@ class Attention(nn.Module):
             k_BTHK, v_BTHK = known["key"], known["value"]
         dropout = c.attention_dropout if train else 0.0
         out_BLHK, largest, maps_BHLT = attend(
-            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_BHLT, scale=c.scale, dropout=dropout,
+            q_BLHK, k_BTHK, v_BTHK, context=self.context, mask=mask, bias_BHLT=bias_BHLT, scale=c.scale * self.context.attention_multiplier, dropout=dropout,
             rng=self.make_rng("dropout") if dropout else None, decoding=known is not None, maps=self.maps, named=not c.qk_norm,
         )  # fmt: skip
         out_BLHK = constrain(out_BLHK, "batch", "length", "heads", None)

@@ -19,8 +19,12 @@ class Embed(nn.Module):
     def setup(self) -> None:
         self.embedding = self.param("embedding", nn.initializers.normal(self.std), (self.size, self.width), jnp.float32)
 
+    @property
+    def _leaf(self) -> str:
+        return "/".join((*self.path, "embedding"))
+
     def _gathered(self, table_VD: jax.Array) -> jax.Array:
-        return self.context.layout.gathered("/".join((*self.path, "embedding")), table_VD)
+        return self.context.layout.gathered(self._leaf, table_VD)
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         x_BLD = self._gathered(self.embedding)[ids_BL]  # float32: so the gradient adds up all places of a piece
@@ -28,4 +32,5 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits [..., size] of hidden states [..., D]."""
+        x = self.context.scaled(x, self._leaf)
         return contract(x, self._gathered(self.embedding.astype(self.context.dtype)).T, dims=1, context=self.context, dtype=self.context.logits)

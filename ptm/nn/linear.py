@@ -45,8 +45,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.outputs), jnp.float32)
-        kernel = self.context.layout.gathered("/".join((*self.path, "kernel")), kernel.astype(self.context.dtype))
-        y = contract(x, kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype, named=self.named)
+        path = "/".join((*self.path, "kernel"))
+        kernel = self.context.layout.gathered(path, kernel.astype(self.context.dtype))
+        y = contract(self.context.scaled(x, path), kernel, dims=len(self.inputs), context=self.context, dtype=self.dtype, named=self.named)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(y.dtype)
         return y

@@ -95,6 +95,7 @@ class RelativeAttention(nn.Module):
     def __call__(self, streams: Streams, source_BTD: jax.Array, encoding_RD: jax.Array, views: Sequence[View]) -> tuple[Streams, tuple]:
         c, constrain = self.config, self.context.layout.constrain
         heads, keys = (c.num_heads, c.head_dim), source_BTD.shape[1]
+        scale = c.scale * self.context.attention_multiplier
         query = Linear(self.context, (c.width,), heads, c.query_std, False, name="query")
         out = Linear(self.context, heads, (c.width,), c.attention_out_std, False, name="out")
         content_bias, _ = Term(heads, c.query_std, name="content")()
@@ -108,7 +109,7 @@ class RelativeAttention(nn.Module):
         v_BTHK = split(Linear(self.context, (c.width,), heads, c.key_std, False, name="value")(source_BTD))
 
         def against(q_BLHK: jax.Array, keys_RHK: jax.Array) -> jax.Array:
-            return jnp.einsum("blhk,rhk->bhlr", q_BLHK * c.scale, keys_RHK, preferred_element_type=jnp.promote_types(q_BLHK.dtype, jnp.float32))
+            return jnp.einsum("blhk,rhk->bhlr", q_BLHK * scale, keys_RHK, preferred_element_type=jnp.promote_types(q_BLHK.dtype, jnp.float32))
 
         def position_logits(q_BLHK: jax.Array, view: View) -> jax.Array:
             if view.sign_BL is None:
@@ -128,7 +129,7 @@ class RelativeAttention(nn.Module):
                 bias_BHLT += jnp.where(view.differs_BLT[:, None], by_type_BHL2[..., 1:], by_type_BHL2[..., :1])
             dropout = c.attention_dropout if self.train else 0.0
             y_BLHK, top, maps_BHLT = attend(
-                q_BLHK + content_bias.astype(q_BLHK.dtype), k_BTHK, v_BTHK, context=self.context, mask=view.mask, bias_BHLT=bias_BHLT, scale=c.scale,
+                q_BLHK + content_bias.astype(q_BLHK.dtype), k_BTHK, v_BTHK, context=self.context, mask=view.mask, bias_BHLT=bias_BHLT, scale=scale,
                 dropout=dropout, rng=self.make_rng("dropout") if dropout else None, maps=self.maps and not maps,
             )  # fmt: skip
             if not view.mask.own:

@@ -147,6 +147,7 @@ def _config(study: Study, arm: Arm, stage: Stage, *, parent: Config | None, file
         config.init = "scratch"
         config_lib.set_section(config, "model", parent.model)
         config_lib.set_section(config, "tokenizer", dataclasses.replace(parent.tokenizer, path=PLACE, extra=None))
+        config_lib.set_section(config, "mup", parent.mup)
     elif "init" in changes:
         override("init", changes.pop("init"))
     adopt.adopt(config)
