@@ -1,12 +1,14 @@
-"""The studies that are shipped: every table at every scale is a valid study, arms differ in what they claim to, and the fit of the scaling law finds a known one."""
+"""The studies that are shipped: every table at every scale is a valid study, arms differ in what they claim to, fits find what is known, the coordinate check tells."""
 
 import importlib.util
 import itertools
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import runs
 
 from ptm import recipe, registry
 from ptm.fields import ConfigError
@@ -16,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 TABLES = {
     "quickstart": ("",), "bert": ("tasks", "masking"), "roberta": ("masking", "formats", "batch"), "albert": ("objective", "sharing", "embedding"),
-    "electra": ("arms", "tying", "generator"), "t5": ("rate", "spans", "architecture", "objective"), "xlnet": ("",), "scaling": ("",),
+    "electra": ("arms", "tying", "generator"), "t5": ("rate", "spans", "architecture", "objective"), "xlnet": ("",), "scaling": ("",), "mup": ("",),
 }  # fmt: skip
 SCALES = ("full", "small", "tiny")
 SPECS = [f"{EXPERIMENTS}/{file}.py:{','.join(filter(None, (table, scale)))}" for file, tables in TABLES.items() for table in tables for scale in SCALES]
@@ -138,3 +140,70 @@ def test_fit_leaves_out_budgets_without_a_valley():
     assert set(found.valleys) == {6e19, 6e20, 6e21}
     with pytest.raises(ConfigError, match="0 of 4 budgets"):
         isoflop.fit(runs_of(isoflop, noise=0.0, at=lambda c, n: -np.log(n)), draws=2)
+
+
+def test_best_rate_finds_the_bottom_of_a_known_valley():
+    best_rate = loaded("best_rate")
+    powers = [-10.0, -9.0, -8.0, -7.0, -6.0]
+    rng = np.random.default_rng(0)
+    valley = np.array([[2 + 0.1 * (power + 7.7) ** 2] * 3 for power in powers])
+    exact = best_rate.best(powers, valley, draws=10)
+    assert exact.power == pytest.approx(-7.7) and exact.loss == pytest.approx(2.0) and exact.low == exact.high and not exact.edge
+    noisy = best_rate.best(powers, valley + 0.01 * rng.normal(size=valley.shape), draws=200)
+    assert noisy.low <= noisy.power <= noisy.high and noisy.low < noisy.high
+    assert best_rate.best(powers, np.array([[power] * 3 for power in powers]), draws=10)[::4] == (-10.0, True), "no bottom: the end of the grid, and marked"
+
+
+def test_arms_of_the_narrowest_width_stand_for_both_parametrisations():
+    study = loaded("mup")
+    for scale in SCALES:
+        points = study.get_points(scale)
+        narrow, *others = study.SCALES[scale].widths
+        assert all((point.parametrisations == (study.MUP, study.STANDARD)) == (point.width == narrow) for point in points.values())
+        assert {point.overrides["mup.base_width"] for point in points.values() if point.parametrisations == (study.STANDARD,)} == {None}
+        assert len(points) == len(study.SCALES[scale].rates) * (1 + 2 * len(others))
+
+
+@pytest.mark.parametrize("kind", ["concat", pytest.param("mlm", marks=pytest.mark.slow)])
+def test_coordinates_stay_under_mup_and_grow_in_the_standard_parametrisation(kind, tmp_path):
+    """GPT and BERT, eight times as wide as their base: a few steps at a high rate."""
+    check, text = loaded("coordinates"), runs.corpus(tmp_path / "corpus.txt")
+    options = {
+        "train__microbatches": 1, "train__ema_decay": None, "train__skip_sigma": None, "train__batch_size": 4, "data__streams": None,
+        "model__init_std": 0.1, "model__dropout": 0.0, "optimizer__learning_rate": 0.02,
+    }  # fmt: skip
+    found = {}
+    for base in (16, None):
+        config = registry.resolve(runs.tiny(kind, text=text, **options, mup__base_width=base))
+        found[base] = check.slopes(check.measure(config, (16, 128), steps=4, seeds=1, devices=jax.devices()[:1]))
+    assert {name.split()[0] for name in found[16]} == {"residual", "attention", "output"}
+    stays, told = check.verdict(found[16], tolerance=0.25)
+    assert stays, told
+    stays, told = check.verdict(found[None], tolerance=0.25)
+    assert not stays and "grow with width" in told, told
+    assert found[None]["attention"][-1] > 1 and found[None][f"output {'lm' if kind == 'concat' else 'mlm'}"][-1] > 0.4
+
+
+def test_slopes_and_verdict_of_known_growth():
+    check = loaded("coordinates")
+
+    def rows(power: float) -> list:
+        return [
+            check.Row(width, seed, step, "residual 1", step * width**power * (1 + 0.1 * seed)) for width in (8, 16, 64) for seed in (0, 1) for step in (1, 2)
+        ]
+
+    for power, told in ((0.0, "stay: all"), (0.5, "1 of 1 grow with width, residual 1 the most, as width ** 0.50"), (-0.5, "1 of 1 shrink with width")):
+        found = check.slopes(rows(power))
+        assert found == {"residual 1": [pytest.approx(power, abs=1e-9)] * 2}
+        stays, sentence = check.verdict(found, tolerance=0.25)
+        assert stays == (power == 0.0) and told in sentence
+    assert not check.verdict({"output lm": [float("nan")]}, tolerance=0.25)[0], "what is not finite does not stay"
+
+
+def test_coordinates_are_written(tmp_path):
+    check = loaded("coordinates")
+    rows = [check.Row(width, 0, 1, "output lm", 1.0 / width) for width in (8, 16)]
+    check.write(tmp_path / "out", rows, title="two widths")
+    assert len((tmp_path / "out" / "coordinates.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    with pytest.raises(ConfigError, match="two widths or more"):
+        check.main(["--config=none.py", "--widths=8"])

@@ -123,3 +123,24 @@ def curves(path: Path, series: Sequence[tuple[str, Sequence[tuple], str, str]], 
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8)
     figure.savefig(path)
+
+
+def log_log(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, title: str) -> None:
+    """Panels of lines through points (x, y), both axes logarithmic: {panel: {line: points}}."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(3.0 * columns, 2.4 * rows + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, lines) in zip(grid, panels.items()):
+        for label, points in lines.items():
+            axes.loglog(*zip(*sorted(points)), label=_plain(label), marker="o", markersize=3, linewidth=1.2)
+        axes.set_title(_plain(name), fontsize=8)
+        axes.set_xlabel(x, fontsize=7)
+        axes.set_ylabel(y, fontsize=7)
+        axes.tick_params(labelsize=6, which="both")
+        axes.grid(color="#d9dee5", linewidth=0.6)
+    grid[0].legend(fontsize=6)
+    figure.suptitle(_plain(title), fontsize=9)
+    figure.savefig(path)
