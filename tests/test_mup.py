@@ -171,9 +171,9 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, text) -> Path:
-    """A run of some steps, twice as wide as its base."""
+    """A run of some steps, twice as wide as its base, and text that it makes."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert runs.run(tiny(text), workdir) == 0
+    assert runs.run(tiny(text), workdir, sample=True) == 0
     return workdir
 
 

@@ -52,7 +52,7 @@ class Model:
 
     module: nn.Module
     lora: Any = None
-    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    initial: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     teacher: "Model | None" = None
     teacher_params: Any = None
 
