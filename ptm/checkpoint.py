@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ptm import fields, hosts, tree
-from ptm.fields import ConfigError
+from ptm.fields import ConfigError, StorageError
 
 ITEMS = ("state", "data", "meta")
 MANIFEST = "manifest.json"
@@ -39,12 +39,25 @@ DELETING = ".deleting"
 LEFTOVER = re.compile(rf"\d+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|{re.escape(DELETING)})")
 MAX_LINES = 20
 
-# Orbax tells every step of a save at the level INFO of absl's logger, which belongs to the user's own messages.
-logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
+# Orbax tells every step of a save at the level INFO of absl's logger, which belongs to the user's own messages, and each error that it raises besides.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno >= logging.WARNING and not record.exc_info)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(StorageError):
     """A checkpoint could not be written; the message holds the step, the folder and the reason."""
+
+
+FULL = ("RESOURCE_EXHAUSTED", "No space left on device", "Disk quota exceeded")  # how libraries say so
+
+
+def _reason(error: Exception) -> str:
+    """Why a save failed, in one line: of a library's error, which holds the paths of its temporary files, what is known of it."""
+    text = str(error)
+    if any(word in text for word in FULL):
+        return "No space left on device"
+    if "PERMISSION_DENIED" in text or isinstance(error, PermissionError):
+        return "Permission denied"
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 @dataclasses.dataclass
@@ -422,7 +435,10 @@ class Checkpoints:
         return reason is not None
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
+        kept = _listed(self.steps())
+        return CheckpointError(
+            f"saving step {step} to {self.folder} failed: {_reason(error)}. Steps that are there: {kept}. Mend that, and start the same command again."
+        )
 
     def _finish(self, step: int) -> None:
         try:

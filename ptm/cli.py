@@ -5,6 +5,7 @@ Every import below the top is inside a function: usage errors are told at once, 
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -15,12 +16,13 @@ from typing import IO, Any, NoReturn
 
 from ptm import __version__, allocator, fields, processes
 from ptm.analysis import options as analysis_options
-from ptm.fields import ConfigError
+from ptm.fields import ConfigError, StorageError
 from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
 from ptm.report import options as report_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)  # faults of storage, not of the program
 HOSTED = ("train", "evaluate")  # what several processes do together, and one run of a study
 
 
@@ -407,7 +409,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission, "report": _report}[flags.command](flags)
         with _together(flags):
             return {"train": _train, "evaluate": _evaluate, "study": _study}[flags.command](flags, overrides)
-    except (ConfigError, KeyboardInterrupt, FloatingPointError) as error:
+    except (ConfigError, KeyboardInterrupt, FloatingPointError, StorageError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in STORAGE:
+            raise
         message, code = _told(error)
         print(message, file=sys.stderr)
         return code
@@ -427,8 +431,11 @@ def _told(error: BaseException) -> tuple[str, int]:
     """What to say of an exception, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "ptm: interrupted before anything was changed. Start the same command again.", INTERRUPTED
-    if isinstance(error, ConfigError | FloatingPointError):
+    if isinstance(error, ConfigError | FloatingPointError | StorageError):
         return f"ptm: {error}", USAGE if isinstance(error, ConfigError) else FAILED
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        where = f": {error.filename}" if error.filename else ""
+        return f"ptm: {error.strerror}{where}. What was saved is as it was; mend that, and start the same command again.", FAILED
     return "".join(traceback.format_exception(error)).rstrip(), FAILED
 
 

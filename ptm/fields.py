@@ -18,6 +18,10 @@ class ConfigError(ValueError):
     """Wrong usage or configuration: says what was given, what is allowed and what to do. The command line exits with 2 on it."""
 
 
+class StorageError(RuntimeError):
+    """Files could not be written or read, through no fault of the program: says which, and why. The command line exits with 1 on it, without a traceback."""
+
+
 def field(
     default: Any = dataclasses.MISSING,
     *,

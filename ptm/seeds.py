@@ -14,8 +14,8 @@ import jax
 
 from ptm import config as config_lib
 from ptm import hosts, labels, log, registry, statistics, train
-from ptm.checkpoint import CheckpointError, settled
-from ptm.fields import ConfigError
+from ptm.checkpoint import settled
+from ptm.fields import ConfigError, StorageError
 
 SUMMARY = "seeds.json"
 FAILED = 1
@@ -52,7 +52,7 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
             if jax.process_count() > 1 and not isinstance(error, FloatingPointError):
                 raise  # the other processes are still at this seed
             failures[seed] = str(error)
-            if not isinstance(error, FloatingPointError | CheckpointError):
+            if not isinstance(error, FloatingPointError | StorageError):
                 traceback.print_exc()
                 failures[seed] = f"{type(error).__name__}: {error}"
             _say(f"Seed {seed} failed: {failures[seed]}")
