@@ -126,7 +126,7 @@ def curves(path: Path, series: Sequence[tuple[str, Sequence[tuple], str, str]], 
 
 
 def log_log(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, title: str) -> None:
-    """Panels of lines through points (x, y), both axes logarithmic: {panel: {line: points}}."""
+    """Panels of lines through points (x, y), both axes logarithmic, x marked where there are points: {panel: {line: points}}."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure(3.0 * columns, 2.4 * rows + 0.6)
@@ -136,6 +136,9 @@ def log_log(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, 
     for axes, (name, lines) in zip(grid, panels.items()):
         for label, points in lines.items():
             axes.loglog(*zip(*sorted(points)), label=_plain(label), marker="o", markersize=3, linewidth=1.2)
+        marks = sorted({place for points in lines.values() for place, _ in points})
+        axes.set_xticks(marks, [f"{place:.3g}" for place in marks])
+        axes.set_xticks([], minor=True)
         axes.set_title(_plain(name), fontsize=8)
         axes.set_xlabel(x, fontsize=7)
         axes.set_ylabel(y, fontsize=7)
