@@ -88,7 +88,7 @@ def get_study(argument: str = "") -> Study:
         paper="Yang et al. 2022, figure 1",
         stages=(
             Stage("pretrain", recipe=f"experiments/recipes.py:gpt,documents,{name}", overrides={
-                **scale.overrides, "model.mlp_width": None, "train.steps": scale.steps, "schedule.warmup_steps": scale.steps // 10, "evals.validation.every": scale.steps,
+                **scale.overrides, "train.steps": scale.steps, "schedule.warmup_steps": scale.steps // 10, "evals.validation.every": scale.steps,
                 "checkpoint.every": scale.steps,
             }),
         ),

@@ -135,7 +135,7 @@ def _pretraining(name: str, objective: str, scale: Scale, *, documents: bool) ->
         "head_dim": scale.width // scale.heads, "mlp_width": 4 * scale.width, "init_std": scale.init_std,
     }  # fmt: skip
     for key, size in sizes.items():
-        if key in cfg.model and (key != "max_length" or cfg.model.max_length is not None):
+        if key in cfg.model and cfg.model[key] is not None:  # what is None follows from the others
             cfg.model[key] = size
     if "input_length" in cfg.objective:
         cfg.data.length = cfg.data.length * scale.length // cfg.objective.input_length

@@ -88,6 +88,13 @@ def test_arms_of_electra_have_equal_compute():
     assert max(spent.values()) / min(spent.values()) < 1.01, spent
 
 
+@pytest.mark.parametrize("file", ["scaling", "mup"])
+def test_feed_forward_layers_grow_with_the_width(file, tmp_path):
+    """The size that is told of an arm, 12 times layers and square of the width, counts them as four times as wide."""
+    configs = [run.config for run in resolved(f"{EXPERIMENTS}/{file}.py:tiny", tmp_path).runs.values()]
+    assert len({config["model.width"] for config in configs}) > 1 and {config["model.mlp_width"] for config in configs} == {None}
+
+
 def test_inputs_of_t5_fill_the_encoder_whatever_is_corrupted():
     study = resolution.load(f"{EXPERIMENTS}/t5.py:rate,tiny")
     lengths = {arm.name: arm.overrides["data.length"] for arm in study.arms}
