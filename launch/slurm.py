@@ -6,7 +6,6 @@ stop ends with 75; the script then puts its own job back into the queue, and in 
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from launch import command
 from launch.job import FINISHED, INTERRUPTED, Array, Job, Task, arrays, label, ranges, shell
 from launch.progress import cells, columns, progress
+from ptm import atomic
 from ptm.fields import ConfigError, field
 
 RECORD = "slurm.json"
@@ -127,9 +127,7 @@ def start(job: Job, options: Options) -> int:
             _run(["sbatch", "--test-only", str(path)])
         ids[id(array)] = _run(submission(job, array, path, after=ids[id(array.after)] if array.after else None)).strip().partition(";")[0]
         record.append({"id": ids[id(array)], "script": path.name, "tasks": {str(number): task.name for number, task in array.tasks.items()}})
-        partial = job.launch / f"{RECORD}.partial"
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # after each: what is submitted is known even if the next one is refused
-        os.replace(partial, job.launch / RECORD)
+        atomic.write(job.launch / RECORD, json.dumps(record, indent=1) + "\n")  # after each: what is submitted is known even if the next one is refused
         print(f"submitted {len(array.tasks)} of {array.name} as {ids[id(array)]}: {path}", flush=True)
     return FINISHED
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ptm import fields, hosts, tree
+from ptm import atomic, fields, hosts, tree
 from ptm.fields import ConfigError, StorageError
 
 ITEMS = ("state", "data", "meta")
@@ -241,9 +241,7 @@ class Checkpoints:
     def settle(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds what the evals that were owed at a step gave."""
         if jax.process_index() == 0:
-            path = self.folder / str(step) / EVALUATED
-            _write(path.with_suffix(".partial"), json.dumps({name: float(value) for name, value in metrics.items()}))
-            os.replace(path.with_suffix(".partial"), path)
+            atomic.write(self.folder / str(step) / EVALUATED, json.dumps({name: float(value) for name, value in metrics.items()}))
 
     def wait(self) -> None:
         """Returns when no save is in flight. Raises CheckpointError, once, if the last one failed."""

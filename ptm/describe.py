@@ -1,7 +1,6 @@
 """What a run says about itself: the files that describe it in its workdir, and the summary at its end."""
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -11,8 +10,8 @@ from typing import Any
 
 import jax
 
+from ptm import atomic, log, run, tree
 from ptm import config as config_lib
-from ptm import log, run, tree
 from ptm.run import Run
 from ptm.samples import sample
 
@@ -57,21 +56,15 @@ def session(run: Run, start: int, changes: dict[str, tuple[Any, Any]]) -> dict[s
     }  # fmt: skip
 
 
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def write(this: Run, history: list[dict[str, Any]]) -> str:
     """Writes config.json, diff.txt, env.json and params.txt into the workdir; returns two lines that say what the run is."""
     config = this.config
     changes = config_lib.diff(config_lib.defaults_of(config), config)
     if jax.process_index() == 0:
-        _write(this.workdir / "config.json", json.dumps(config_lib.to_dict(config), indent=1) + "\n")
-        _write(this.workdir / "diff.txt", "".join(f"{key}: {old!r} -> {new!r}\n" for key, (old, new) in changes.items()))
-        _write(this.workdir / "env.json", json.dumps({"fingerprints": this.fingerprints(), "history": history}, indent=1) + "\n")
-        _write(this.workdir / "params.txt", run.parameter_table(this))
+        atomic.write(this.workdir / "config.json", json.dumps(config_lib.to_dict(config), indent=1) + "\n")
+        atomic.write(this.workdir / "diff.txt", "".join(f"{key}: {old!r} -> {new!r}\n" for key, (old, new) in changes.items()))
+        atomic.write(this.workdir / "env.json", json.dumps({"fingerprints": this.fingerprints(), "history": history}, indent=1) + "\n")
+        atomic.write(this.workdir / "params.txt", run.parameter_table(this))
     devices = this.layout.mesh.devices
     moving = tree.size(tree.unflatten({path: leaf for path, leaf in tree.paths(this.abstract_params).items() if not this.optimizer.frozen[path]}))
     share = f" ({moving:,} of them trained)" if any(this.optimizer.frozen.values()) else ""

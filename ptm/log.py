@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TextIO
 
 import jax
 
-from ptm import fields
+from ptm import atomic, fields
 from ptm.fields import ConfigError
 
 METRICS, TIMING, COMPILES = "metrics.jsonl", "timing.jsonl", "compiles.jsonl"
@@ -88,13 +88,10 @@ def truncate(path: str, step: int, owed: Collection[str] = ()) -> None:
 
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
         kept = [line for line in file if (cells := _parse(line)) is not None and stays(cells)]
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
+    with atomic.replacing(path) as file:
         file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
 
 
 # Trackers. Each takes (workdir, name=, config=, resume_step=), where resume_step is None for a run that starts.

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from ptm import atomic, hosts, labels, log, registry, statistics, train
 from ptm import config as config_lib
-from ptm import hosts, labels, log, registry, statistics, train
 from ptm.checkpoint import settled
 from ptm.fields import ConfigError, StorageError
 
@@ -63,10 +63,8 @@ def run(config: Any, *, count: int, workdir: str | os.PathLike, allow_change: tu
     summary = {"command": {"seed": config.seed, "seeds": count}, "metrics": summarize(rows), "rows": rows}
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = workdir / (SUMMARY + ".partial")
         stored = summary | {"rows": [row | {"metrics": log.written(row["metrics"])} for row in rows]}
-        partial.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, workdir / SUMMARY)
+        atomic.write(workdir / SUMMARY, json.dumps(stored, indent=1, allow_nan=False) + "\n")
         print(table(summary), f"  written to {workdir / SUMMARY}", sep="\n", flush=True)
     return FAILED if failures else train.FINISHED
 

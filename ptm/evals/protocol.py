@@ -6,11 +6,11 @@ what `evaluate` could not measure.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from ptm import atomic
 from ptm import config as config_lib
 from ptm.fields import ConfigError, field, unparse
 
@@ -76,9 +76,7 @@ def write(path: Path, predictions: Iterable[dict[str, Any]]) -> None:
     """Writes predictions as JSON lines, all or nothing. Raises ConfigError where the folder cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        with atomic.replacing(path) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-        os.replace(partial, path)
     except OSError as error:
         raise ConfigError(f"predictions cannot be written to {path} ({error.strerror}); give another place with --predictions=FILE.") from None

@@ -1,9 +1,9 @@
 """`ptm report`: what a report is of, and the files that it is written to."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ptm import atomic
 from ptm.analysis import pictures
 from ptm.fields import ConfigError
 from ptm.report import compare, page, runs, study, text
@@ -58,11 +58,8 @@ def _make(folder: Path) -> None:
 
 def _whole(path: Path, content: str) -> Path:
     """Writes a file, all of it or nothing."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several runners of a study end at the same moment
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-        os.replace(partial, path)
+        atomic.write(path, content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); give another folder by --output=DIR.") from None
     return path

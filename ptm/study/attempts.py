@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptm import lock
+from ptm import atomic, lock
 from ptm.fields import ConfigError
 
 FILE = "run.json"
@@ -40,9 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, *, identity: str, attempts: list[dict[str, Any]]) -> None:
     """Replaces the run.json of a run's folder."""
     path.mkdir(parents=True, exist_ok=True)
-    partial = path / f"{FILE}.{os.getpid()}.partial"
-    partial.write_text(json.dumps({"identity": identity, "attempts": attempts}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path / FILE)
+    atomic.write(path / FILE, json.dumps({"identity": identity, "attempts": attempts}, indent=1) + "\n")
 
 
 def failed(attempt: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptm import checkpoint, fields, lock, log
+from ptm import atomic, checkpoint, fields, lock, log
 from ptm import config as config_lib
 from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
@@ -169,9 +169,7 @@ def write(folder: str | os.PathLike, record: Record) -> None:
     """Writes study.json, whole or not at all."""
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{FILE}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(stored(record), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    atomic.write(path, json.dumps(stored(record), indent=1) + "\n")
 
 
 def stored(record: Record) -> dict[str, Any]:

@@ -6,12 +6,12 @@ one of the seeds: what diverges is not ranked by the seeds that were lucky. What
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ptm import atomic
 from ptm.checkpoint import owed, steps_in
 from ptm.study import folder
 from ptm.study.folder import Record
@@ -54,9 +54,7 @@ def decide(root: Path, record: Record, *, lost: Collection[str]) -> dict[str, An
     values = {arm: _mean(root, record, runs, step) for arm, runs in arms.items()}
     kept = _best(values, higher=_higher(record), count=math.ceil(len(arms) * record.halving.keep)) | {record.base}
     entry = {"step": step, "values": values, "kept": [arm for arm in arms if arm in kept], "stopped": [arm for arm in arms if arm not in kept]}
-    partial = root / f"{folder.HALVING}.{os.getpid()}.partial"
-    partial.write_text(json.dumps([*folder.rungs(root), entry], indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, root / folder.HALVING)
+    atomic.write(root / folder.HALVING, json.dumps([*folder.rungs(root), entry], indent=1) + "\n")
     return entry
 
 
