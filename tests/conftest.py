@@ -33,6 +33,10 @@ RUNS = {
     "test_training.py::test_one_batch_is_overfit[spans]", "test_training.py::test_one_batch_is_overfit[mlm]",
     "test_training.py::test_equal_configs_give_equal_runs_and_other_seeds_other_ones", "test_vocabulary.py::test_tables_grow_and_old_predictions_stay[spans]",
     "test_vocabulary.py::test_training_goes_on_from_the_old_loss[spans]", "test_vocabulary.py::test_training_goes_on_from_the_old_loss[concat]",
+    "test_compiles.py::test_whether_the_devices_wait_for_the_host[device]", "test_resume.py::test_a_crashed_run_ends_as_if_nothing_had_happened",
+    "test_experiments.py::test_coordinates_stay_under_mup_and_grow_in_the_standard_parametrisation[concat]",
+    "test_run.py::test_a_run_goes_on_when_the_checkpoint_it_began_from_is_gone", "test_training.py::test_a_sharded_run_is_the_run_of_one_device",
+    "test_vocabulary.py::test_tables_grow_and_old_predictions_stay[mlm]", "test_watchdog.py::test_a_run_may_end_by_itself",
 }  # fmt: skip
 
 
