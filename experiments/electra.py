@@ -11,8 +11,8 @@ generator: section 3.2 and figure 3. Claimed: the best generator has a quarter t
 
 Scales: `full` is ELECTRA-base on $PTM_CORPUS, in `tying` and `generator` with the 500,000 steps of section 3.2, with SST-2, MNLI and QNLI of $PTM_GLUE. (Whether all
 arms of table 5 had equal steps or equal compute the paper leaves open; equal compute is the stricter question.) `small` and `tiny` pretrain smaller
-models on the text of $PTM_DATA and have SST-2, at `small` RTE. At `tiny` (two minutes of a core) the generator is hardly better than
-frequencies of words, so that replaced tokens are easy to tell; differences below a point of SST-2 cannot be seen.
+models on the text of $PTM_DATA and have SST-2, at `small` RTE. At `tiny` (two minutes of a core) the
+discriminator does not yet find what is replaced, so that nothing of the paper's differences can be seen (experiments/README.md).
 """
 
 import dataclasses
