@@ -100,9 +100,11 @@ def test_without_locks_signs_of_life_must_do(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", refused)
     with lock.hold(tmp_path), monkeypatch.context() as patch:
         patch.setattr(lock, "_held", set())
-        threading.Timer(0.3, lambda: os.utime(tmp_path / lock.ALIVE, (2.0, 2.0))).start()
+        sign = threading.Timer(0.3, lambda: os.utime(tmp_path / lock.ALIVE, (2.0, 2.0)))
+        sign.start()
         with pytest.raises(lock.Busy), lock.hold(tmp_path):
             pass
+        sign.join()
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):
