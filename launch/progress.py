@@ -1,11 +1,12 @@
 """How far a run is, by the files of its workdir, and tables of runs for a person: rewritten in place on a terminal, else a line for each change."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+from ptm import untrusted
 
 TAIL = 4096  # bytes at the end of a file that hold its last row
 EVERY = 1.0  # seconds between two pictures on a terminal
@@ -23,8 +24,8 @@ def progress(workdir: Path) -> Progress:
     """What the last row of a run's timing.jsonl and its config.json say."""
     row = _last_row(workdir / "timing.jsonl")
     try:
-        steps = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]
-    except (OSError, ValueError, KeyError):
+        steps = untrusted.read_json(workdir / "config.json")["train"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
         steps = None
     return Progress(row.get("step"), steps, row.get("tokens_per_second"))
 
@@ -34,7 +35,8 @@ def _last_row(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
             lines = file.read().split(b"\n")[:-1]  # what has no end of line is still being written
-        return json.loads(lines[-1]) if lines else {}
+        row = untrusted.json_of(lines[-1]) if lines else {}
+        return row if isinstance(row, dict) else {}
     except (OSError, ValueError):
         return {}
 

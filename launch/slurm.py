@@ -16,7 +16,7 @@ from typing import Any
 from launch import command
 from launch.job import FINISHED, INTERRUPTED, Array, Job, Task, arrays, label, ranges, shell
 from launch.progress import cells, columns, progress
-from ptm import atomic
+from ptm import atomic, untrusted
 from ptm.fields import ConfigError, field
 
 RECORD = "slurm.json"
@@ -191,7 +191,7 @@ def cancel(job: Job, options: Options, dry_run: bool) -> int:
 def _read(job: Job) -> list[dict[str, Any]]:
     path = job.launch / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return untrusted.read_json(path)
     except FileNotFoundError:
         return []
     except ValueError as error:

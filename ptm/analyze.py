@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ptm import fields, weights
+from ptm import fields, untrusted, weights
 from ptm.analysis import bias, maps, page, pictures, probes
 from ptm.analysis.inputs import mask_of
 from ptm.analysis.likelihood import Scorer
@@ -76,7 +76,7 @@ def _texts(options: Options) -> list[dict[str, str | None]]:
             found.append({"text": line.removesuffix("\r"), "pair": options.pair, "target": options.target})
             continue
         try:
-            record = json.loads(line)
+            record = untrusted.json_of(line)
             given = {"pair": options.pair, "target": options.target, **{key: record[key] for key in ("text", "pair", "target") if key in record}}
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}:{number} is no JSON object ({error}).") from None

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from ptm import atomic, log, run, tree
+from ptm import atomic, log, run, tree, untrusted
 from ptm import config as config_lib
+from ptm.fields import ConfigError
 from ptm.run import Run
 from ptm.samples import sample
 
@@ -41,7 +42,12 @@ def _version(package: str) -> str | None:
 def history(workdir: Path) -> list[dict[str, Any]]:
     """The sessions of a workdir so far, from its env.json."""
     path = workdir / "env.json"
-    return json.loads(path.read_text(encoding="utf-8"))["history"] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return list(untrusted.read_json(path)["history"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); move it away, and the run goes on without its history.") from None
 
 
 def session(run: Run, start: int, changes: dict[str, tuple[Any, Any]]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The config that is then written to the workdir and to checkpoints has the names;
 
 import collections
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm import config as config_lib
-from ptm import fields
+from ptm import fields, untrusted
 from ptm.config import Config
 from ptm.data.documents import Corpus
 from ptm.fields import ConfigError
@@ -77,7 +76,7 @@ def _saved(workdir: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.is_file():
         return {}
     try:
-        objective = json.loads(path.read_text(encoding="utf-8"))["objective"]
+        objective = untrusted.read_json(path)["objective"]
         return {"": objective, **(objective["parts"] if "parts" in objective else {})}
     except (KeyError, TypeError, ValueError):
         return {}  # a damaged file is refused where it is read as a whole

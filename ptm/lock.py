@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ptm import untrusted
 from ptm.fields import ConfigError
 
 LOCK, ALIVE = "run.lock", "alive"
@@ -60,7 +61,7 @@ def hold(folder: Path, told: Callable[[str], None] = lambda text: None) -> Itera
 def owner(folder: Path) -> dict[str, Any] | None:
     """Who has the folder, or had it when it was killed; None where that process ended by itself, or nobody is told of."""
     try:
-        found = json.loads((folder / LOCK).read_bytes())
+        found = untrusted.read_json(folder / LOCK)
         return {key: found[key] for key in ("host", "pid", "start")}
     except (OSError, ValueError, TypeError, KeyError):
         return None

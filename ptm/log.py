@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TextIO
 
 import jax
 
-from ptm import atomic, fields
+from ptm import atomic, fields, untrusted
 from ptm.fields import ConfigError
 
 METRICS, TIMING, COMPILES = "metrics.jsonl", "timing.jsonl", "compiles.jsonl"
@@ -52,7 +52,7 @@ def written(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        cells = json.loads(line)
+        cells = untrusted.json_of(line)
     except ValueError:
         return None
     if not line.endswith("\n") or not isinstance(cells, dict) or not isinstance(cells.get("step"), int):

@@ -5,7 +5,6 @@ A Run knows its tokenizer, model, objective, optimizer and where arrays lie; it 
 
 import dataclasses
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm import checkpoint, compiles, evals, hosts, labels, models, mup, objectives, optim, parallel, recompute, registry, specs, text, tree
+from ptm import checkpoint, compiles, evals, hosts, labels, models, mup, objectives, optim, parallel, recompute, registry, specs, text, tree, untrusted
 from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
@@ -367,7 +366,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json. Give the --workdir of a run that `ptm train` has started.")
     try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        stored = dict(untrusted.read_json(path))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); a checkpoint's meta/meta.json holds the config too, under the key config.") from None
     try:

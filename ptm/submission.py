@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptm import fields
+from ptm import fields, untrusted
 from ptm.fields import ConfigError
 
 Rows = list[dict[str, Any]]
@@ -223,7 +223,7 @@ def _lines(path: Path) -> Rows:
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
-                rows.append(dict(json.loads(line)))
+                rows.append(dict(untrusted.json_of(line)))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{path}, line {number}: {error}; the file is damaged.") from None
     return rows

@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptm import untrusted
 from ptm.fields import ConfigError
 
 BLANK = "BLANK"
@@ -102,7 +102,7 @@ def stereoset(path: Path) -> tuple[list[Cloze], dict[str, int]]:
     """The intrasentence part of a file in StereoSet's format, and counts of skipped examples: those without a blank or without one sentence of each label."""
     what = 'give a StereoSet file: {"data": {"intrasentence": [{"context": "... BLANK ...", "sentences": [...], ...}, ...]}}.'
     try:
-        examples = json.loads(_text(path, what))["data"]["intrasentence"]
+        examples = untrusted.json_of(_text(path, what))["data"]["intrasentence"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"'{path}' cannot be read ({type(error).__name__}: {error}); {what}") from None
     found, skipped = [], {"examples without a blank or a sentence of each label": 0}

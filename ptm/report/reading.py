@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 import statistics
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm import config as config_lib
-from ptm import log
+from ptm import log, untrusted
 from ptm import run as run_lib
 from ptm.fields import ConfigError
 from ptm.train import COUNTS
@@ -135,7 +134,7 @@ def _env(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"fingerprints": {}, "history": []}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = untrusted.read_json(path)
         return {"fingerprints": dict(found["fingerprints"]), "history": list(found["history"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); move it away to report without it.") from None
@@ -150,7 +149,7 @@ def _first_rows(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                row = json.loads(line)
+                row = untrusted.json_of(line)
             except ValueError:
                 continue
             if isinstance(row, dict):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptm import atomic, lock
+from ptm import atomic, lock, untrusted
 from ptm.fields import ConfigError
 
 FILE = "run.json"
@@ -27,8 +27,8 @@ INTERRUPTED = 75
 def read(path: Path) -> dict[str, Any]:
     """The run.json of a run's folder; without attempts where there is none. Raises ConfigError for a damaged one."""
     try:
-        found = json.loads((path / FILE).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found["attempts"], list):
+        found = untrusted.read_json(path / FILE)
+        if not isinstance(found, dict) or not all("exit_code" in attempt and "error" in attempt for attempt in list(found["attempts"])):
             raise TypeError("no list of attempts")
         return found
     except FileNotFoundError:

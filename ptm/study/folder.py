@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptm import atomic, checkpoint, fields, lock, log
+from ptm import atomic, checkpoint, fields, lock, log, untrusted
 from ptm import config as config_lib
 from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
@@ -140,7 +140,7 @@ def read(folder: str | os.PathLike) -> Record:
 @functools.lru_cache(maxsize=8)  # it is asked for at every look at a run's state
 def _read(path: str, *_: int) -> Record:
     try:
-        return record_of(json.loads(Path(path).read_text(encoding="utf-8")))
+        return record_of(untrusted.read_json(path))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from None
@@ -155,6 +155,7 @@ def record_of(content: Mapping[str, Any]) -> Record:
     if (version := given.pop("format")) != FORMAT:
         raise ConfigError(f"study.json has format {version}; this version reads {FORMAT}.")
     search = given["search"]
+    _check_places(given)
     return Record(**given | {
         "differs": tuple(given["differs"]), "seeds": tuple(given["seeds"]), "stages": tuple(StageRecord(**entry) for entry in given["stages"]),
         "metrics": tuple(Metric(**entry) for entry in given["metrics"]), "published": tuple(Published(**entry) for entry in given["published"]),
@@ -163,6 +164,17 @@ def record_of(content: Mapping[str, Any]) -> Record:
         "arms": tuple(ArmRecord(**{**entry, "runs": {int(seed): runs for seed, runs in entry["runs"].items()}}) for entry in given["arms"]),
         "runs": {name: RunRecord(**entry) for name, entry in given["runs"].items()}, "notes": tuple(given["notes"]) if "notes" in given else (),
     })  # fmt: skip
+
+
+def _check_places(content: Mapping[str, Any]) -> None:
+    """Runs, and what arms and runs name of them, are places below the study's folder that study.json lists."""
+    runs = content["runs"]
+    for name in runs:
+        if not untrusted.is_place(name):
+            raise ConfigError(f"it names the run {name!r}; allowed: ARM/seedK/STAGE, places in the study's own folder.")
+    named = [run for arm in content["arms"] for stages in arm["runs"].values() for run in stages.values()]
+    if lost := sorted({*named, *(about["needs"] for about in runs.values() if about["needs"] is not None)} - set(runs)):
+        raise ConfigError(f"it names the run {lost[0]!r}, which is not among its runs; it is damaged.")
 
 
 def write(folder: str | os.PathLike, record: Record) -> None:
@@ -224,20 +236,27 @@ def changes(folder: str | os.PathLike, run: str) -> dict[str, tuple[Any, Any]]:
     Keys that only one of them knows were declared since the other was written, so that they stand at their defaults; but entries that are not there differ.
     """
     path, about = Path(folder) / run / "config.json", run_of(folder, run)
-    try:
-        held = config_lib.flatten(dict(json.loads(path.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
+    held = _held(path)
+    if held is None:
         return {}
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); a checkpoint's meta/meta.json holds the config too, under the key config.") from None
     data = (_data_of(path.with_name("env.json")), about.fingerprints["data"] if "data" in about.fingerprints else None)
     return different(held, about.config) | ({} if None in data or data[0] == data[1] else {"data": data})
+
+
+def _held(path: Path) -> dict[str, Any] | None:
+    """The flat config.json of a workdir; None before it was begun."""
+    try:
+        return config_lib.flatten(dict(untrusted.read_json(path)))
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); a checkpoint's meta/meta.json holds the config too, under the key config.") from None
 
 
 def _data_of(path: Path) -> str | None:
     """The fingerprint of the data that a run was begun on, where its env.json tells it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["fingerprints"]["data"]
+        return untrusted.read_json(path)["fingerprints"]["data"]
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
@@ -258,8 +277,7 @@ def _same(held: Any, wanted: Any) -> bool:
 
 def placed(folder: str | os.PathLike, run: str) -> dict[str, Any]:
     """The flat config of a run with the study's folder in the place of `$STUDY`; where its workdir was begun at another place, with that one's."""
-    config, path = dict(run_of(folder, run).config), Path(folder) / run / "config.json"
-    held = config_lib.flatten(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    config, held = dict(run_of(folder, run).config), _held(Path(folder) / run / "config.json") or {}
     root = os.path.abspath(folder)
     for key, value in config.items():
         if isinstance(value, str) and PLACE in value:
@@ -281,7 +299,7 @@ def stopped(folder: str | os.PathLike) -> frozenset[str]:
 def rungs(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The rungs that were decided: {"step", "values": {arm: mean or None}, "kept": [arm], "stopped": [arm]}."""
     try:
-        found = json.loads((Path(folder) / HALVING).read_text(encoding="utf-8"))
+        found = untrusted.read_json(Path(folder) / HALVING)
         return [{"step": rung["step"], "values": dict(rung["values"]), "kept": list(rung["kept"]), "stopped": list(rung["stopped"])} for rung in found]
     except FileNotFoundError:
         return []
