@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ptm import atomic, fields, hosts, tree
+from ptm import atomic, fields, hosts, tree, untrusted
 from ptm.fields import ConfigError, StorageError
 
 ITEMS = ("state", "data", "meta")
@@ -79,7 +79,7 @@ class _JsonFiles(ocp.AsyncCheckpointHandler):
             _write(directory / name, text)
 
     def restore(self, directory: Path, args: _JsonArgs | None = None) -> dict[str, Any]:
-        return {path.name: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+        return {path.name: untrusted.read_json(path) for path in sorted(directory.glob("*.json"))}
 
 
 class _Step(ocp.CompositeCheckpointHandler):
@@ -147,7 +147,7 @@ def steps_in(folder: Path) -> list[int]:
 def owed(folder: Path, step: int) -> list[str]:
     """The evals of a step that a stop cut short and that were not made since."""
     try:
-        return [] if (folder / str(step) / EVALUATED).is_file() else list(json.loads((folder / str(step) / OWED).read_text()))
+        return [] if (folder / str(step) / EVALUATED).is_file() else list(untrusted.read_json(folder / str(step) / OWED))
     except (OSError, ValueError, TypeError):
         return []
 
@@ -268,7 +268,7 @@ class Checkpoints:
         """None if every file of the step is as it was written, else the reason. Files unchanged since they were last hashed are not hashed again."""
         folder = self.folder / str(step)
         try:
-            files = json.loads((folder / MANIFEST).read_text())["files"]
+            files = untrusted.read_json(folder / MANIFEST)["files"]
             written = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
         except OSError as error:
             return f"{MANIFEST} cannot be read ({error.strerror})"
@@ -278,6 +278,8 @@ class Checkpoints:
             return f"{MANIFEST} is damaged"
         seen = []
         for name, (size, digest) in written.items():
+            if not untrusted.inside(folder, name):
+                return f"{MANIFEST} names {name!r}, which is not in the folder"
             if not (folder / name).is_file():
                 return f"{name} is missing"
             stat = (folder / name).stat()
@@ -317,7 +319,7 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics that came with a save, and those that were owed; empty if there were none."""
         try:
-            later = dict(json.loads((self.folder / str(step) / EVALUATED).read_text()))
+            later = dict(untrusted.read_json(self.folder / str(step) / EVALUATED))
         except (OSError, ValueError, TypeError):
             later = {}
         return self._record(step).get("values", {}) | later
@@ -396,7 +398,7 @@ class Checkpoints:
 
     def _record(self, step: int) -> dict[str, Any]:
         try:
-            record = json.loads((self.folder / str(step) / "meta" / "metrics.json").read_text())
+            record = untrusted.read_json(self.folder / str(step) / "meta" / "metrics.json")
             return record if {"metric", "mode", "values"} <= set(record) else {}
         except (OSError, ValueError, TypeError):
             return {}
