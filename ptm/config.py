@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from ptm import fields
+from ptm import fields, untrusted
 from ptm.fields import ConfigError
 from ptm.sections import (
     SECTIONS,
@@ -158,6 +158,9 @@ def override(config: ConfigDict, key: str, text: str, registries: Registries) ->
 
 
 def _read_all(sections: ConfigDict, where: str, registries: Registries, kind: str) -> dict[str, Any]:
+    for name in sections:
+        if not untrusted.is_name(name) or "." in name:
+            raise ConfigError(f"{where} has an entry named {name!r}; allowed: letters, digits, _, - and + (files and keys are named after it).")
     paths = {name: f"{where}.{name}" for name in sections}
     return {name: _read(sections[name], _class_of(sections[name], registries, kind, path), path, registries) for name, path in paths.items()}
 
