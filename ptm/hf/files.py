@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from ptm import untrusted
 from ptm.fields import ConfigError
 
 CONFIG = "config.json"
@@ -25,6 +26,7 @@ OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".o
 FLOATS = ("F32", "F16", "BF16")  # types whose values float32 holds exactly
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 SHARD_BYTES = 5_000_000_000
+MOST_HEADER = 32 << 20  # bytes; 100,000 tensors take about 12 million
 
 
 class Tensor(NamedTuple):
@@ -51,10 +53,10 @@ class Directory(NamedTuple):
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises ConfigError if it is missing or something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.read_json(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); is it the right file?") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
@@ -104,7 +106,35 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ConfigError(f"{path} is damaged or no safetensors file ({error}). Fetch or write it again.") from None
 
 
+def _check_header(path: Path) -> None:
+    """Reads a header as the library does not: it refuses what is too large, nests, or gives a name twice before anything is made of it.
+
+    The library itself holds the places of tensors to the file (no gaps, no overlaps, nothing outside of it, sizes as type and shape say).
+    """
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            content = file.read(size) if size <= MOST_HEADER else b""
+        if size > MOST_HEADER:
+            raise ValueError(f"a header of {size:,} bytes, allowed are {MOST_HEADER:,}")
+        if content.count(b"[") > 2 * content.count(b":"):  # of a tensor there are two lists, and more colons
+            raise ValueError("its header nests")
+        json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged or no safetensors file ({error}). Fetch or write it again.") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header gives a name twice")
+    return found
+
+
 def _header(path: Path) -> dict[str, Tensor]:
+    _check_header(path)
     with _opened(path) as file:
         names = file.keys()  # no dict: it cannot be iterated over
         parts = {name: file.get_slice(name) for name in names}
