@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from stat import S_ISLNK
 from typing import IO
 
 from ptm.fields import ConfigError
@@ -27,6 +28,7 @@ MEGABYTE = 1 << 20
 # Text rarely gets 20 times smaller. More than this is a file that was made to fill disks, or one that a person should look at first.
 MOST_EXPANSION = 250
 ALWAYS_ALLOWED = 64 * MEGABYTE
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # what the decompressors raise
 
@@ -89,9 +91,14 @@ def find(pattern: str, kind: str) -> tuple[File, ...]:
             files.append(File(_plain_copy(path), path, path))
     archives, inner = _archives(pattern)
     for archive in archives:
+        left = MOST_EXPANSION * os.path.getsize(archive) + ALWAYS_ALLOWED  # members may share their bytes, so the limit of each is none of all
         for info in _members(archive):
             if _fits(info.filename.split("/"), inner):
+                _check_member(archive, info)
                 files.append(File(_plain_copy(archive, info), f"{archive}/{info.filename}", archive))
+                left -= os.path.getsize(files[-1].path)
+                if left < 0:
+                    raise _grown(archive, MOST_EXPANSION * os.path.getsize(archive) + ALWAYS_ALLOWED)
     if not files:
         held = f"; {archives[0]} holds: {', '.join(info.filename for info in _members(archives[0])[:20])}" if archives else ""
         unset = re.search(r"\$(\w+)", pattern)
@@ -108,6 +115,17 @@ def _members(archive: str) -> list[zipfile.ZipInfo]:
             return [info for info in opened.infolist() if not info.is_dir()]
     except BROKEN as error:
         raise ConfigError(f"{archive} cannot be read as a zip archive ({error}); fetch it again.") from None
+
+
+def _check_member(archive: str, info: zipfile.ZipInfo) -> None:
+    """Refuses a member that no archive of text has: a name that leads out of it, a link, a method whose blocks cannot be bounded."""
+    parts = re.split(r"[/\\]", info.filename)
+    if not all(parts) or ".." in parts:
+        raise ConfigError(f"{archive} has a member named {info.filename!r}; allowed: names below the archive. Fetch it from whom you trust.")
+    if S_ISLNK(info.external_attr >> 16):
+        raise ConfigError(f"{archive}/{info.filename} is a link; name the file that it leads to.")
+    if info.compress_type not in METHODS:
+        raise ConfigError(f"{archive}/{info.filename} is compressed by method {info.compress_type}; allowed: stored and deflated. Write the archive anew.")
 
 
 def _plain_copy(origin: str, member: zipfile.ZipInfo | None = None) -> str:
@@ -140,13 +158,17 @@ def _blocks(stack: contextlib.ExitStack, origin: str, member: zipfile.ZipInfo | 
         while block := stream.read(MEGABYTE):
             total += len(block)
             if total > most:
-                raise ConfigError(
-                    f"{what} becomes more than {MOST_EXPANSION} times larger (over {most >> 20} MiB) when it is decompressed, and text does not;"
-                    " if it is sound, decompress it yourself and name the plain file."
-                )
+                raise _grown(what, most)
             yield block
     except BROKEN as error:
         raise ConfigError(f"{what} cannot be decompressed ({str(error) or type(error).__name__}); fetch it again.") from None
+
+
+def _grown(what: str, most: int) -> ConfigError:
+    return ConfigError(
+        f"{what} becomes more than {MOST_EXPANSION} times larger (over {most >> 20} MiB) when it is decompressed, and text does not;"
+        " if it is sound, decompress it yourself and name the plain file."
+    )
 
 
 def _write(blocks: Iterator[bytes], path: str, what: str) -> None:
