@@ -50,7 +50,9 @@ def find(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"'{folder}' holds no tokenizer ({known} or {LIBRARY}). Name the folder of one with --tokenizer=DIR or --config.tokenizer.path=DIR.")
     kind = (kinds or there)[0]
     lowercase = kind == "wordpiece" and bool(settings.get("do_lower_case", True))
-    sentinels = int(settings.get("extra_ids", 100)) if named == "T5Tokenizer" else 0
+    sentinels = settings.get("extra_ids", 100) if named == "T5Tokenizer" else 0
+    if type(sentinels) is not int:
+        raise ConfigError(f"{folder / SETTINGS}: extra_ids={sentinels!r}; allowed: a number of sentinels.")
     return {"kind": kind, "path": str(folder), "lowercase": lowercase, "sentinels": sentinels}
 
 

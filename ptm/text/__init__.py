@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 
+from ptm import untrusted
 from ptm.fields import ConfigError, lookup
 from ptm.text.base import ADDED, FORMAT, META, Tokenizer, fingerprint_of, json_of, text_of
 from ptm.text.bpe import BpeTokenizer
@@ -24,6 +25,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
     "bpe": BpeTokenizer,
     "file": FileTokenizer,
 }
+OPTIONS = {"lowercase": bool, "sentinels": int}  # that every kind takes
 ALGORITHMS = ("unigram", "bpe")
 
 __all__ = ["ALGORITHMS", "TOKENIZERS", "StandIn", "Tokenizer", "load", "make", "needs_files"]
@@ -93,16 +95,20 @@ def load(folder: str) -> Tokenizer:
         raise ConfigError(f"{where} must hold exactly the keys {', '.join(sorted(keys))}; it is damaged or not a tokenizer's.")
     if meta["format"] != FORMAT:
         raise ConfigError(f"{where} has format {meta['format']}; this version reads {FORMAT}.")
+    options, hashes = meta["options"], meta["hashes"]
+    typed = isinstance(meta["kind"], str) and isinstance(hashes, dict) and isinstance(options, dict)
+    if not typed or {key: type(value) for key, value in options.items()} != OPTIONS:
+        raise ConfigError(f"{where} is damaged: a tokenizer has a kind, hashes by file, and the options {', '.join(OPTIONS)}.")
     if meta["fingerprint"] != fingerprint_of(kind=meta["kind"], options=meta["options"], hashes=meta["hashes"]):
         raise ConfigError(f"{where} was changed: its fingerprint is not that of its content. Restore it or build the tokenizer anew.")
     cls = lookup(TOKENIZERS, meta["kind"], "tokenizer kind")
     files = _published(folder, cls=cls) if cls.files_needed else {}
-    if ADDED in meta["hashes"]:
+    if ADDED in hashes:
         files[ADDED] = _read(os.path.join(folder, ADDED))
     for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != meta["hashes"][name]:
+        if name not in hashes or hashlib.sha256(data).hexdigest() != hashes[name]:
             raise ConfigError(f"{os.path.join(folder, name)} is not the file that was saved (its sha256 differs); restore it or build the tokenizer anew.")
-    return cls(files, **meta["options"])
+    return cls(files, **options)
 
 
 def _saved(folder: str, *, kind: str, lowercase: bool, sentinels: int) -> Tokenizer:
@@ -117,8 +123,10 @@ def _saved(folder: str, *, kind: str, lowercase: bool, sentinels: int) -> Tokeni
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    try:
+        return untrusted.read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore it.") from None
 
 
 def _published(path: str, *, cls: type[Tokenizer]) -> dict[str, bytes]:

@@ -26,6 +26,8 @@ class Added:
                 allowed = "text that begins and ends with a word" if words else "text"
                 raise ConfigError(f"the added piece {piece!r} can be no piece of this vocabulary; allowed: {allowed}.")
         self.pieces = [piece if normalizer is None else normalizer.normalize_str(piece) for piece in pieces]
+        if "" in self.pieces:
+            raise ConfigError(f"the added piece {pieces[self.pieces.index('')]!r} is nothing once it is normalised; take it out of the list.")
         whole = [words and not is_cjk(np.array([ord(piece[0])]))[0] for piece in self.pieces]
         self.texts = [b" " * word + piece.encode() for word, piece in zip(whole, self.pieces)]
         self._first_id = first_id

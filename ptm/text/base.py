@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ptm import untrusted
 from ptm.fields import ConfigError
 from ptm.text import boundaries
 from ptm.text.added import Added
@@ -35,7 +36,8 @@ ROLES = {
 }
 # Special pieces of a vocabulary that is made here, in the order of their ids; pad, eos, unk as in T5 and ByT5.
 SPECIALS = ("<pad>", "</s>", "<unk>", "<s>", "<mask>", "<cls>", "<sep>")
-SENTINEL = re.compile(r"<extra_id_(\d+)>")
+SENTINEL = re.compile(r"<extra_id_([0-9]{1,7})>")
+MOST_PIECES = 1 << 23  # of a vocabulary; published ones have up to 2**18
 UNSEEN = "\N{REPLACEMENT CHARACTER}".encode()  # what a sentence holds where its text is not known
 WHITESPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
 
@@ -117,6 +119,8 @@ class Tokenizer(abc.ABC):
         self.fingerprint = fingerprint_of(**self._identity())
 
     def _find_sentinels(self, wanted: int) -> tuple[int, ...]:
+        if not 0 <= wanted <= MOST_PIECES:
+            raise ConfigError(f"sentinels={wanted}; allowed: 0 to {MOST_PIECES}.")
         found = sorted((int(match[1]), i) for i, name in enumerate(self._names) if (match := SENTINEL.fullmatch(name)))
         if not found:
             self._names += [f"<extra_id_{n}>" for n in reversed(range(wanted))]
@@ -344,9 +348,13 @@ def text_of(data: bytes, *, what: str) -> str:
 
 def json_of(data: bytes, *, what: str) -> object:
     """Content of a JSON vocabulary file."""
+    text = text_of(data, what=what)
     try:
-        return json.loads(text_of(data, what=what))
-    except json.JSONDecodeError as error:
+        content = untrusted.json_of(text)
+        if "\\u" in text:  # half of a pair of escapes is no text
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except ValueError as error:
         raise ConfigError(f"{what} is not JSON ({error}); is it the right file?") from None
 
 

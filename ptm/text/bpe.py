@@ -35,7 +35,7 @@ class BpeTokenizer(Tokenizer):
     def __init__(self, files: dict[str, bytes], *, lowercase: bool = False, sentinels: int = 0):
         """The files of a published or trained vocabulary. Raises ConfigError where one does not go with the other."""
         vocab = json_of(files["vocab.json"], what="vocab.json")
-        if not isinstance(vocab, dict) or sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+        if not isinstance(vocab, dict) or set(map(type, vocab.values())) != {int} or set(vocab.values()) != set(range(len(vocab))):
             raise ConfigError("vocab.json must map each piece to its id, the ids being 0, 1, 2, ... without gaps.")
         missing = sorted(SPELLING.keys() - vocab.keys())
         if missing:

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer as Pipeline
 
 from ptm.fields import ConfigError
-from ptm.text.base import Tokenizer, spelled_offsets, text_of
+from ptm.text.base import MOST_PIECES, Tokenizer, spelled_offsets, text_of
 from ptm.text.bpe import readable, spelled_bytes
 from ptm.text.sentencepiece import SPACE
 from ptm.text.wordpiece import join_punctuation, library_ids, library_offsets, word_text
@@ -35,7 +35,10 @@ class FileTokenizer(Tokenizer):
         pipeline.encode_special_tokens = True
         self._pipeline = pipeline
         content = json.loads(pipeline.to_str())
-        names = [pipeline.id_to_token(i) or "" for i in range(max(pipeline.get_vocab().values()) + 1)]
+        size = max(pipeline.get_vocab().values(), default=-1) + 1
+        if not 0 < size <= MOST_PIECES:
+            raise ConfigError(f"tokenizer.json has ids up to {size - 1}; allowed: 1 to {MOST_PIECES} pieces.")
+        names = [pipeline.id_to_token(i) or "" for i in range(size)]
         added = {token["id"] for token in content["added_tokens"]}
         controls = [token["id"] for token in content["added_tokens"] if token["special"]]
         mark, prefix = None, False
