@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NoReturn
 
-from ptm import __version__, allocator, fields, processes
+from ptm import __version__, allocator, fields, processes, untrusted
 from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError, StorageError
 from ptm.plan import options as plan_options
@@ -29,6 +29,13 @@ HOSTED = ("train", "evaluate")  # what several processes do together, and one ru
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.replace('ignored explicit argument', 'takes no value, got')}. `{self.prog} --help` says what is allowed.")
+
+
+class _Printable(logging.Formatter):
+    """Messages may quote what a file holds: a terminal must not take it for a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return untrusted.printable(super().format(record))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -397,7 +404,9 @@ def _write_report(options: report_options.Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 finished, 75 interrupted and resumable, 2 wrong usage or config, 1 failed."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         flags, overrides = _split(sys.argv[1:] if argv is None else argv)
         if argv is None and allocator.on_cpu():  # with arguments this is a call within another program, whose memory is its own affair
@@ -432,7 +441,7 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "ptm: interrupted before anything was changed. Start the same command again.", INTERRUPTED
     if isinstance(error, ConfigError | FloatingPointError | StorageError):
-        return f"ptm: {error}", USAGE if isinstance(error, ConfigError) else FAILED
+        return f"ptm: {untrusted.printable(str(error))}", USAGE if isinstance(error, ConfigError) else FAILED
     if isinstance(error, OSError) and error.errno in STORAGE:
         where = f": {error.filename}" if error.filename else ""
         return f"ptm: {error.strerror}{where}. What was saved is as it was; mend that, and start the same command again.", FAILED
