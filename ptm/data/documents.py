@@ -151,9 +151,9 @@ def training_texts(data: Data, *, limit_bytes: int, fields: Collection[str] = ("
     """Text of the training split, up to about `limit_bytes` of UTF-8 shared out by the sources' weights, for training a tokenizer.
 
     Of each record it is the text of `fields`, as far as they are mapped. Documents come in a fixed random order, so that a part of a corpus stands for
-    all of it; the last one is cut at the limit.
+    all of it; the last one is cut at the limit. Raises ConfigError where there is none.
     """
-    corpus = Corpus(data, split="train")
+    corpus, empty = Corpus(data, split="train"), True
     for source, (size, weight) in enumerate(zip(corpus.sizes, corpus.weights)):
         left = int(limit_bytes * weight / sum(corpus.weights))
         order = Order((size,), weights=(1.0,), seed=source, shuffle=True)
@@ -169,5 +169,11 @@ def training_texts(data: Data, *, limit_bytes: int, fields: Collection[str] = ("
                     continue
                 content = record[field].encode(errors="ignore")[:left]
                 if text := content.decode(errors="ignore"):
+                    empty = False
                     yield text
                 left -= len(content)
+    if empty:
+        bad = "; ".join(corpus.describe_bad()[:5]) or "none is bad"
+        raise ConfigError(
+            f"no text to train a vocabulary on in data.source={','.join(data.source)}: of {sum(corpus.sizes)} records {len(corpus.bad)} cannot be read ({bad})."
+        )

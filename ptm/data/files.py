@@ -137,13 +137,15 @@ def _plain_copy(origin: str, member: zipfile.ZipInfo | None = None) -> str:
     stat = os.stat(origin)
     key = json.dumps([os.path.abspath(origin), None if member is None else member.filename, stat.st_size, stat.st_mtime_ns])
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(name))[-60:]
-    path = os.path.join(cache_folder(), "files", f"{hashlib.sha256(key.encode()).hexdigest()[:24]}-{readable}")
-    if not os.path.exists(path):
-        size = stat.st_size if member is None else member.compress_size
-        what = origin if member is None else f"{origin}/{member.filename}"
-        with contextlib.ExitStack() as stack:
-            _write(_blocks(stack, origin, member, opener, most=MOST_EXPANSION * size + ALWAYS_ALLOWED, what=what), path, what)
-    return path
+    folder, digits = os.path.join(cache_folder(), "files"), hashlib.sha256(key.encode()).hexdigest()[:24]
+    for path in glob.glob(os.path.join(glob.escape(folder), f"{digits}-*-{readable}")):
+        if f"{digits}-{os.path.getsize(path)}-{readable}" == os.path.basename(path):  # one that was emptied or cut off is made again
+            return path
+    size = stat.st_size if member is None else member.compress_size
+    what = origin if member is None else f"{origin}/{member.filename}"
+    with contextlib.ExitStack() as stack:
+        blocks = _blocks(stack, origin, member, opener, most=MOST_EXPANSION * size + ALWAYS_ALLOWED, what=what)
+        return _write(blocks, folder, f"{digits}-{{}}-{readable}", what)
 
 
 def _blocks(stack: contextlib.ExitStack, origin: str, member: zipfile.ZipInfo | None, opener, *, most: int, what: str) -> Iterator[bytes]:
@@ -171,23 +173,23 @@ def _grown(what: str, most: int) -> ConfigError:
     )
 
 
-def _write(blocks: Iterator[bytes], path: str, what: str) -> None:
-    """A new file, there as a whole or not at all, whoever else writes it."""
+def _write(blocks: Iterator[bytes], folder: str, name: str, what: str) -> str:
+    """A new file, there as a whole or not at all, whoever else writes it; its size goes into its `name`. Returns its path."""
     temporary = None
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
             temporary = file.name
             for block in blocks:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
+            path = os.path.join(folder, name.format(file.tell()))
         os.replace(temporary, path)
         temporary = None
+        return path
     except OSError as error:
-        raise ConfigError(
-            f"{what} cannot be decompressed into {os.path.dirname(path)} ({error}); make room there, or name another place by XDG_CACHE_HOME."
-        ) from None
+        raise ConfigError(f"{what} cannot be decompressed into {folder} ({error}); make room there, or name another place by XDG_CACHE_HOME.") from None
     finally:
         if temporary is not None:
             os.unlink(temporary)

@@ -27,6 +27,7 @@ class Order:
     def __init__(self, sizes: tuple[int, ...], *, weights: tuple[float, ...], seed: int, shuffle: bool):
         self._sizes, self._seed, self._shuffle = sizes, seed, shuffle
         self._shares = [round(weight / sum(weights) * 2**32) for weight in weights]
+        self.drawn = [source for source, share in enumerate(self._shares) if share]  # the others have no weight to speak of
         self._block = functools.lru_cache(maxsize=256)(self._make_block)
         self._table = functools.lru_cache(maxsize=max(4, min(4096, 16 * TABLE // max(sizes))))(self._make_table)
         self._epoch_seed = functools.lru_cache(maxsize=64)(self._make_epoch_seed)

@@ -2,18 +2,22 @@
 
 import collections
 import csv
+import logging
 import os
-import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+
+from ptm.data import records
+from ptm.data.records import BadRecord
 
 Ranges = tuple[np.ndarray, np.ndarray, np.ndarray]  # first byte (int64), bytes (int64), number of the first line from 1 (uint32)
 BLOCK = 1 << 24
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 OPEN_FILES = 64
+_log = logging.getLogger(__name__)
 _VISIBLE = np.ones(256, bool)
 _VISIBLE[list(b" \t\r\n\v\f")] = False
 
@@ -65,34 +69,61 @@ def whole(path: str) -> Ranges:
     return np.array([start]), np.array([os.path.getsize(path) - start]), np.ones(1, np.uint32)
 
 
+class _Lines(Iterator[str]):
+    """Lines of a file, of which those taken last can be given back."""
+
+    def __init__(self, file: Iterable[str]):
+        self._file, self._back = iter(file), collections.deque[str]()
+        self.taken: list[str] = []
+
+    def __next__(self) -> str:
+        self.taken.append(self._back.popleft() if self._back else next(self._file))
+        return self.taken[-1]
+
+    def keep_first(self) -> None:
+        """Gives all taken lines but the first back."""
+        self._back.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
 def csv_rows(path: str) -> Ranges:
-    """Rows of a csv file, whose quoted cells may hold line ends; a row that breaks the format is kept, so that reading it names the fault."""
-    csv.field_size_limit(sys.maxsize)  # documents are often longer than the module's 131,072 characters
-    rows, consumed, start, line = [], 0, 0, 1
+    """Rows of a csv file, whose quoted cells may hold line ends; a row that breaks the format is kept, so that reading it names the fault.
 
-    def fed(file):
-        nonlocal consumed
-        for text in file:
-            consumed += len(text)
-            yield text
-
+    A quote that nothing closes, or that only the beginning of a later cell closes, would take the rows behind it along: its line alone is then the row.
+    """
+    csv.field_size_limit(records.LONGEST)  # documents are often longer than the module's 131,072 characters
     with open(path, "rb") as raw:
-        start = consumed = len(BYTE_ORDER_MARK) if raw.read(3) == BYTE_ORDER_MARK else 0
+        start = len(BYTE_ORDER_MARK) if raw.read(3) == BYTE_ORDER_MARK else 0
+    rows, line = [], 1
     with open(path, encoding="latin-1", newline="") as file:  # one character a byte: lengths are offsets
         file.read(start)
-        reader = csv.reader(fed(file))
+        lines = _Lines(file)
+        reader = csv.reader(lines)
         while True:
+            lines.taken.clear()
             try:
                 filled = bool(next(reader))
             except csv.Error:
                 filled = True
             except StopIteration:
                 break
+            if len(lines.taken) > 1 and not _is_closed(lines.taken):
+                lines.keep_first()
+            length = sum(map(len, lines.taken))
             if filled:
-                rows.append((start, consumed - start, line))
-            start, line = consumed, reader.line_num + 1
+                rows.append((start, length, line))
+            start, line = start + length, line + len(lines.taken)
     starts, lengths, numbers = np.array(rows, np.int64).reshape(-1, 3).T
     return starts, lengths, numbers.astype(np.uint32)
+
+
+def _is_closed(lines: list[str]) -> bool:
+    """Whether the quotes of a row stand where they should."""
+    try:
+        next(csv.reader(lines, strict=True))
+    except csv.Error:
+        return False
+    return True
 
 
 class Files:
@@ -100,6 +131,9 @@ class Files:
 
     def __init__(self, paths: tuple[str, ...], *, index: Callable[[str], Ranges]):
         parts = [index(path) for path in paths]
+        for path, (starts, _, _) in zip(paths, parts):
+            if not len(starts):
+                _log.warning("%s holds no record", path)
         self._paths = paths
         self._first = np.cumsum([0, *(len(starts) for starts, _, _ in parts)]).tolist()
         self._starts, self._lengths, self._lines = (np.concatenate(column) for column in zip(*parts))
@@ -114,8 +148,9 @@ class Files:
         return bisect_right(self._first, index) - 1, int(self._lines[index])
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """(content, number of the file) of a range."""
-        file = bisect_right(self._first, index) - 1
+        """(content, number of the file) of a range. Raises BadRecord for one that is too long, or whose file is shorter than it was."""
+        file, length = bisect_right(self._first, index) - 1, int(self._lengths[index])
+        records.require_size(length)
         with self._lock:  # held while reading, or another thread might close the descriptor
             descriptor = self._open.pop(file, None)
             if descriptor is None:
@@ -123,7 +158,10 @@ class Files:
                 if len(self._open) >= OPEN_FILES:
                     os.close(self._open.popitem(last=False)[1])
             self._open[file] = descriptor
-            return self._pread(descriptor, int(self._starts[index]), int(self._lengths[index])), file
+            content = self._pread(descriptor, int(self._starts[index]), length)
+        if len(content) < length:
+            raise BadRecord(f"its file lacks {length - len(content):,} of its {length:,} bytes: it was cut off after its records were found")
+        return content, file
 
     @staticmethod
     def _pread(descriptor: int, start: int, length: int) -> bytes:

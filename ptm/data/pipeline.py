@@ -148,8 +148,8 @@ class Stream:
     def _check_usable(self) -> None:
         """Ends a search that would not end: after as many fruitless draws in a row as there are records."""
         if not self._found_usable and self._shuffle:
-            everything = Pass(self._corpus.sizes)
-            self._found_usable = any(True for n in range(len(everything)) for _ in self._examples_of(*everything[n]))
+            drawn = ((source, record) for source in self._order.drawn for record in range(self._corpus.sizes[source]))
+            self._found_usable = any(True for place in drawn for _ in self._examples_of(*place, 0))
         if not self._found_usable:
             raise ConfigError(f"stream {self._first} of {self._step} found no usable document in {self._fruitless} draws. {_advice(self._corpus)}")
         self._fruitless = 0

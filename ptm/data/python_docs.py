@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 from ptm.data import files
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "__pycache__"}
-VERSION = 1  # of the extraction below; raise it when the text changes
+VERSION = 2  # of the extraction below; raise it when the text changes
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
@@ -58,12 +58,15 @@ def _cache_path() -> str:
 def documents() -> list[tuple[str, str]]:
     """(id, text) of every document, about 2 MB; extracted once (seconds) and kept in the user's cache folder where that can be written."""
     path = _cache_path()
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8", newline="\n") as file:
-        return [(entry["id"], entry["text"]) for entry in map(json.loads, file)]
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        digest, _, content = file.read().partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() == digest:  # else it was damaged, and is made again
+            return [(entry["id"], entry["text"]) for entry in map(json.loads, content.splitlines())]
     found = _extract()
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), suffix=".tmp", delete=False, encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"id": name, "text": text}) + "\n" for name, text in found)
+        content = "".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in found).encode()
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:
+            file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         os.replace(file.name, path)
     return found

@@ -13,6 +13,7 @@ from ptm.fields import ConfigError
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<slot>[^{}]+)\}|(?P<words>[^{}]+)")
 NAME_SHOWN = 40  # characters of a column's name
 STEP = re.compile(r"(?=.*[1-9])\d+(\.\d+)?")
+LONGEST = 1 << 30  # bytes of a record: in memory it takes several times as much, and a document that a person wrote is far below
 TRIED = 8  # first records whose columns stand for those of all, where a format names them record by record
 
 
@@ -24,8 +25,15 @@ class MissingColumn(BadRecord):
     """A record that lacks a column."""
 
 
+def require_size(size: int) -> None:
+    """Raises BadRecord for more bytes than a record may have."""
+    if size > LONGEST:
+        raise BadRecord(f"it has {size:,} bytes; allowed are {LONGEST:,}")
+
+
 def decode(content: bytes) -> str:
     """UTF-8 as text; raises BadRecord."""
+    require_size(len(content))
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -33,14 +41,26 @@ def decode(content: bytes) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value of a record as Python's own text, numbers, lists and dicts; raises BadRecord where bytes are no text."""
+    """A value of a record as Python's own text, numbers, lists and dicts; raises BadRecord for bytes that are no text, and for text that is not Unicode."""
     if isinstance(value, bytes):
         return decode(value)
+    if isinstance(value, str):
+        return _unicode(value)
     if isinstance(value, np.generic | np.ndarray):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _unicode(text: str) -> str:
+    require_size(len(text))
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"not Unicode text ({error.reason})") from None
+    return text
 
 
 def find(raw: Mapping[str, Any], column: str) -> Any:
@@ -146,6 +166,8 @@ class Columns:
                     record[field] = find(raw, self.columns[field])
                 else:
                     record[field] = "".join(part if isinstance(part, str) else part.text(raw) for part in self._templates[field])
+            except RecursionError:
+                raise BadRecord(f"the field {field} is nested too deeply") from None
             except MissingColumn:
                 if field not in optional:
                     raise
@@ -156,10 +178,6 @@ class Columns:
             raise BadRecord(f"column '{self.columns['text']}' is {_kind(text)}, not text")
         if not text or text.isspace():
             raise BadRecord("empty text")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRecord(f"not Unicode text ({error.reason})") from None
         return record
 
 

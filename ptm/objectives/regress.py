@@ -57,7 +57,7 @@ class Regress(SummaryTask):
             number = float(value)
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= np.finfo(np.float32).max:  # nan neither
             raise ConfigError(f"record {doc.id} has the label {str(value)[:40]!r}; allowed with objective regress: numbers. See data.columns.")
         if low is not None and not low <= number <= high:
             raise ConfigError(f"record {doc.id} has the label {number}; allowed by objective.low and objective.high: {low} to {high}.")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -71,10 +72,15 @@ def jsonl(name: str, path: str, columns: Columns, document: str) -> Source:
 
 def csv_cells(content: bytes) -> list[str]:
     """The cells of a csv row; raises BadRecord."""
+    behind = ["\n", "another row"]
+    rows = csv.reader(itertools.chain(io.StringIO(decode(content).rstrip("\r\n"), newline=""), behind))
     try:
-        return next(csv.reader(io.StringIO(decode(content), newline="")))
+        cells = next(rows)
+        if next(rows, None) is None:
+            raise BadRecord("broken CSV (a quote is not closed)")
     except csv.Error as error:
         raise BadRecord(f"broken CSV ({error})") from None
+    return cells
 
 
 def tsv_cells(content: bytes) -> list[str]:

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from ptm.data.formats.lines import json_object
 from ptm.data.records import BadRecord, Columns, Source
 from ptm.fields import ConfigError
 
+_log = logging.getLogger(__name__)
 ROW_GROUP_BYTES = 256 << 20  # of row groups that are kept in memory, decoded
 
 
@@ -24,9 +26,9 @@ class ArrayRecordSource(Source):
 
     def __init__(self, name: str, *, found: Sequence[File], columns: Columns):
         self._found, self._names = found, files.names(found)
-        self._readers = [grain.sources.ArrayRecordDataSource([file.path]) for file in found]
+        self._readers = [_array_record_reader(file) for file in found]
         self._first = np.cumsum([0, *map(len, self._readers)])
-        self._json = [any(_is_object(reader[i]) for i in range(min(8, len(reader)))) for reader in self._readers]
+        self._json = [any(_is_object(reader, i) for i in range(min(8, len(reader)))) for reader in self._readers]
         super().__init__(name, columns=columns, known=None if any(self._json) else ("text",))
 
     def __len__(self) -> int:
@@ -42,16 +44,40 @@ class ArrayRecordSource(Source):
 
     def raw(self, index: int) -> Mapping[str, Any]:
         file, number = self._where(index)
-        content = self._readers[file][number]
+        content = _stored(self._readers[file], number)
         return json_object(content) if self._json[file] else {"text": content}
 
     def digests(self) -> list[tuple[str, int, str]]:
         return files.digests(self._found)
 
 
-def _is_object(content: bytes) -> bool:
+def _array_record_reader(file: File) -> Sequence[bytes]:
     try:
-        json_object(content)
+        reader = grain.sources.ArrayRecordDataSource([file.path])
+        if not len(reader):
+            _log.warning("%s holds no record", file.place)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(f"data source file {file.place} is no array_record file, or a damaged one ({_first_line(error)}); make it again.") from None
+    return reader
+
+
+def _stored(reader: Sequence[Any], number: int) -> Any:
+    """A record of a store; raises BadRecord with what its own reader says."""
+    try:
+        return reader[number]
+    except OSError:
+        raise  # of the disk, not of the record
+    except Exception as error:  # each store has its own
+        raise BadRecord(f"it cannot be read ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _is_object(reader: Sequence[bytes], number: int) -> bool:
+    try:
+        json_object(_stored(reader, number))
     except BadRecord:
         return False
     return True
@@ -74,9 +100,11 @@ class ParquetSource(Source):
         self._files = []
         for file in found:
             try:
-                self._files.append(pyarrow.parquet.ParquetFile(file.path))
+                self._files.append(pyarrow.parquet.ParquetFile(file.path, page_checksum_verification=True))
             except (pyarrow.ArrowException, OSError) as error:
-                raise ConfigError(f"data source file {file.place} is no parquet file ({str(error).splitlines()[0]}).") from None
+                raise ConfigError(f"data source file {file.place} is no parquet file ({_first_line(error)}).") from None
+            if not self._files[-1].metadata.num_rows:
+                _log.warning("%s holds no record", file.place)
         known = [column for column in self._files[0].schema_arrow.names if all(column in opened.schema_arrow.names for opened in self._files)]
         super().__init__(name, columns=columns, known=known)
         self._wanted = [column for column in known if any(column in (used, used.partition(".")[0]) for used in columns.names)]
@@ -96,16 +124,22 @@ class ParquetSource(Source):
 
     def raw(self, index: int) -> Mapping[str, Any]:
         number = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._group(number).slice(index - int(self._first[number]), 1).to_pylist()[0]
+        try:
+            return self._group(number).slice(index - int(self._first[number]), 1).to_pylist()[0]
+        except (self._broken, ValueError, OverflowError) as error:
+            raise BadRecord(f"its row cannot be read ({_first_line(error)})") from None
 
     def _group(self, number: int) -> Any:
         with self._lock:  # a file is read by one thread at a time
             if number not in self._kept:
                 file, group = self._groups[number]
                 try:
-                    self._kept[number] = self._files[file].read_row_group(group, columns=self._wanted, use_threads=False)
+                    table = self._files[file].read_row_group(group, columns=self._wanted, use_threads=False)
                 except (self._broken, OSError) as error:
-                    raise BadRecord(f"its row group cannot be read ({str(error).splitlines()[0]})") from None
+                    raise BadRecord(f"its row group cannot be read ({_first_line(error)})") from None
+                if table.num_rows != self._first[number + 1] - self._first[number]:
+                    raise BadRecord(f"its row group has {table.num_rows} rows, and the file says {self._first[number + 1] - self._first[number]}")
+                self._kept[number] = table
                 while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > ROW_GROUP_BYTES:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)
@@ -126,23 +160,26 @@ class TfdsSource(Source):
     def __init__(self, name: str, *, builder: Any, split: str, columns: Columns):
         super().__init__(name, columns=columns, known=tuple(sorted(builder.info.features)))
         self._prefix = f"{builder.info.name}/{split}"
-        self._paths = [str(path) for path in builder.info.splits[split].filepaths]
         try:
+            self._digests = [(os.path.basename(path), *files.digest(str(path))) for path in builder.info.splits[split].filepaths]
             self._rows = builder.as_data_source(split=split)
-        except (NotImplementedError, ValueError, ImportError) as error:
-            raise ConfigError(f"data source {name} cannot be read without TensorFlow ({error}); prepare it with file_format='array_record'.") from error
+            self._size = len(self._rows)
+        except Exception as error:  # it was prepared for TensorFlow, or is damaged
+            raise ConfigError(
+                f"data source {name} cannot be read without TensorFlow ({_first_line(error)}); prepare it with file_format='array_record', again if it was so."
+            ) from error
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._size
 
     def id(self, index: int) -> str:
         return f"{self._prefix}:{index + 1}"
 
     def raw(self, index: int) -> Mapping[str, Any]:
-        return self._rows[index]
+        return _stored(self._rows, index)
 
     def digests(self) -> list[tuple[str, int, str]]:
-        return [(os.path.basename(path), *files.digest(path)) for path in self._paths]
+        return self._digests
 
 
 def tfds(name: str, path: str, columns: Columns, document: str) -> Source:
@@ -155,9 +192,9 @@ def tfds(name: str, path: str, columns: Columns, document: str) -> Source:
         place, split = path, "train"
     try:
         builder = tensorflow_datasets.builder_from_directory(place) if _is_prepared(place) else tensorflow_datasets.builder(place)
-    except (tensorflow_datasets.core.DatasetNotFoundError, FileNotFoundError, ValueError, ImportError) as error:
+    except Exception as error:  # what the parsers of its files raise has no common kind
         raise ConfigError(
-            f"data source {name}: no data set '{place}' ({str(error).splitlines()[0]}); give NAME[/SPLIT] or the folder that holds dataset_info.json."
+            f"data source {name}: no data set '{place}' ({_first_line(error)}); give NAME[/SPLIT] or the folder that holds dataset_info.json."
         ) from None
     if not builder.info.splits:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Formats whose files are one JSON value each, kept in memory: lists of records, and questions about paragraphs as SQuAD stores them."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from ptm.data.files import File
 from ptm.data.records import BadRecord, Columns, Source
 from ptm.fields import ConfigError
 
+_log = logging.getLogger(__name__)
 Record = tuple[str, Any]  # what it is called within its file, and what `parse` makes columns of
 
 
@@ -27,9 +29,12 @@ class TreeSource(Source):
                 listed = list(records(_load(file)))
             except (KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"data source file {file.place} is not {form} ({type(error).__name__}: {error}).") from None
-            names = [record_name for record_name, _ in listed]
-            unique = all(names) and len(set(names)) == len(names)
-            self._records += [(f"{called}:{record_name if unique else number}", record) for number, (record_name, record) in enumerate(listed, 1)]
+            if not listed:
+                _log.warning("%s holds no record", file.place)
+            names = [record_name for record_name, _ in listed if record_name]
+            unique = names and len(set(names)) == len(names)  # one without a name, which may be a broken one, does not rename the others
+            numbered = [(record_name or f"record{number}" if unique else number, record) for number, (record_name, record) in enumerate(listed, 1)]
+            self._records += [(f"{called}:{record_name}", record) for record_name, record in numbered]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -75,7 +80,7 @@ def _questions(tree: Any) -> Iterator[Record]:
         for paragraph in article["paragraphs"]:
             title = next((part["title"] for part in (paragraph, article) if "title" in part), "")
             for question in paragraph["qas"]:
-                yield str(question["id"]) if "id" in question else "", (title, paragraph["context"], question)
+                yield str(question["id"]) if isinstance(question, dict) and "id" in question else "", (title, paragraph["context"], question)
 
 
 def _question(record: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
@@ -87,6 +92,8 @@ def _question(record: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
     columns = {"id": str(question["id"]) if "id" in question else "", "title": title, "text": question["question"]}
     columns |= {"question": question["question"], "context": context}
     if "answers" in question:
+        if not isinstance(question["answers"], list | None):
+            raise BadRecord(f"answers are {str(question['answers'])[:60]}, not a list")
         answers = [_answer(answer) for answer in question["answers"] or []]
         columns |= {"answers": answers, "is_impossible": question["is_impossible"] if "is_impossible" in question else not answers}
     return columns

@@ -51,12 +51,16 @@ class UnfoldedSource(Source):
 
     def _parsed(self, line: int) -> Unfolded:
         content, file = self._lines.read(line)
+        form = self.name.partition(":")[0]
         try:
-            return self._unfold(json_object(content), Place(self._found[file].path, self._lines.where(line)[1]))
+            made = self._unfold(json_object(content), Place(self._found[file].path, self._lines.where(line)[1]))
         except ConfigError:
             raise
         except MALFORMED as error:
-            raise BadRecord(f"not of the form {self.name.partition(':')[0]} ({type(error).__name__}: {error})") from None
+            raise BadRecord(f"not of the form {form} ({type(error).__name__}: {error})") from None
+        if not made:
+            raise BadRecord(f"it holds none of what {form} is made of")
+        return made
 
     def __len__(self) -> int:
         return len(self._records)
@@ -168,7 +172,7 @@ def _read_answers(path: str, changed: int) -> dict[str, int]:
     try:
         with open(path, encoding="utf-8-sig") as opened:
             return dict(json.load(opened))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} does not hold the answers of CHID, one JSON object {{blank: number}} ({error}).") from None
 
 
@@ -186,12 +190,15 @@ def chid(name: str, path: str, columns: Columns, document: str) -> Source:
 
 
 def _c3_records(tree: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, list):
+        raise TypeError(f"it is a {type(tree).__name__}")
     for entry in tree:
-        if not isinstance(entry, list) or len(entry) != 3:
-            raise TypeError(f"an entry is {str(entry)[:40]}")
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[1], list):
+            yield "", (entry, None)
+            continue
         lines, questions, name = entry
         for number, question in enumerate(questions):
-            yield str(question["id"]) if "id" in question else f"{name}/{number}", (lines, question)
+            yield str(question["id"]) if isinstance(question, dict) and "id" in question else f"{name}/{number}", (lines, question)
 
 
 def _c3_columns(record: tuple[list[str], dict[str, Any]]) -> dict[str, Any]:
