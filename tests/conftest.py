@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ledger
 import pytest
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -23,8 +24,7 @@ RUNS = {
     "test_encoder_decoder.py::test_a_warm_run_trains_and_goes_on_elsewhere", "test_labels.py::test_a_run_keeps_its_labels", "test_lora.py::test_on_eight_devices",
     "test_lora.py::test_who_uses_the_model_gets_plain_kernels", "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[mlm]",
     "test_mixture.py::test_a_stopped_run_ends_as_if_nothing_had_happened", "test_permutation.py::test_a_stopped_run_goes_on_with_its_memory",
-    "test_permutation.py::test_a_step_that_is_not_accepted_leaves_no_memory", "test_resume.py::test_killed_with_sigkill",
-    "test_resume.py::test_signals_of_the_command_line", "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[spans]",
+    "test_permutation.py::test_a_step_that_is_not_accepted_leaves_no_memory", "test_resume.py::test_signals_of_the_command_line", "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[spans]",
     "test_resume.py::test_a_stopped_run_ends_as_if_nothing_had_happened[concat]", "test_resume.py::test_other_device_counts[8-1]",
     "test_rtd.py::test_one_batch_is_overfit[all_tokens_mlm]", "test_run.py::test_a_checkpoint_is_read_on_devices_that_its_mesh_does_not_fit",
     "test_run.py::test_every_recipe_trains_saves_resumes_and_evaluates[bert]", "test_run.py::test_every_recipe_trains_saves_resumes_and_evaluates[shakespeare_char_cpu]",
@@ -40,11 +40,37 @@ RUNS = {
 }  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults", "fault injection")
+    group.addoption("--long", action="store_true", help="more of every fault; with -m faults all tests that tell of faults, whatever suite they are in")
+    group.addoption("--ledger", metavar="FILE", help="write the table of faults as Markdown")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long suite was asked for."""
+    return request.config.getoption("long")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of faults, if a test told of any."""
+    reports = [(report, kind != "failed") for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ()) if report.when == "call"]
+    rows = ledger.table(ledger.Told(report.user_properties, passed) for report, passed in reports)
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write_line(ledger.text(rows))
+    if config.getoption("ledger"):
+        Path(config.getoption("ledger")).write_text(ledger.text(rows, markdown=True) + "\n", encoding="utf-8")
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of RUNS. Names that a file which is collected as a whole does not have are an error."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests of RUNS, and in the long suite those that tell of faults. Names that a file which is collected as a whole does not have are an error."""
     found = set()
     for item in items:
+        if config.getoption("long") and "record_property" in item.fixturenames:
+            item.add_marker("faults")
         name = f"{item.path.name}::{item.name}"
         for entry in {name, name.partition("[")[0]} & RUNS:
             item.add_marker("runs")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import runs
+from ledger import tell
 
 from ptm import lock
 
@@ -51,7 +52,8 @@ def foreign(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["kill", "end"])
-def test_one_process_has_a_folder(ending, tmp_path):
+def test_one_process_has_a_folder(ending, tmp_path, record_property):
+    tell(record_property, "10. two runs in a workdir")
     with holder(tmp_path) as process:
         assert lock.held(tmp_path) and lock.owner(tmp_path)["pid"] == process.pid
         with pytest.raises(lock.Busy, match=f"is being run by process {process.pid} of {socket.gethostname()}, since 20"), lock.hold(tmp_path):
@@ -72,8 +74,9 @@ def test_a_process_may_hold_what_it_has(tmp_path):
     assert not lock.held(tmp_path / "a")
 
 
-def test_another_host_is_taken_for_gone_by_its_silence(tmp_path):
+def test_another_host_is_taken_for_gone_by_its_silence(tmp_path, record_property):
     """Whatever its clock says."""
+    tell(record_property, "10. stale locks")
     foreign(tmp_path / "a")
     os.utime(tmp_path / "a" / lock.ALIVE, (2e9, 2e9))
     told = []
@@ -82,7 +85,8 @@ def test_another_host_is_taken_for_gone_by_its_silence(tmp_path):
     assert "last run by process 7 of elsewhere: waiting up to 1 s" in told[0]
 
 
-def test_another_host_that_lives(tmp_path):
+def test_another_host_that_lives(tmp_path, record_property):
+    tell(record_property, "10. two runs in a workdir")
     foreign(tmp_path / "a")
     os.utime(tmp_path / "a" / lock.ALIVE, (1.0, 1.0))  # a clock that is wrong
     threading.Timer(0.3, lambda: os.utime(tmp_path / "a" / lock.ALIVE, (2.0, 2.0))).start()
@@ -91,8 +95,9 @@ def test_another_host_that_lives(tmp_path):
     assert lock.owner(tmp_path / "a")["host"] == "elsewhere"
 
 
-def test_without_locks_signs_of_life_must_do(tmp_path, monkeypatch):
+def test_without_locks_signs_of_life_must_do(tmp_path, monkeypatch, record_property):
     """A file system that has none: another process of this host is noticed all the same."""
+    tell(record_property, "10. two runs in a workdir")
 
     def refused(*_):
         raise OSError("no locks here")
@@ -107,7 +112,8 @@ def test_without_locks_signs_of_life_must_do(tmp_path, monkeypatch):
         sign.join()
 
 
-def test_a_second_run_in_one_workdir_is_refused(tmp_path):
+def test_a_second_run_in_one_workdir_is_refused(tmp_path, record_property):
+    tell(record_property, "10. two runs in a workdir")
     config = runs.tiny("concat", text=runs.corpus(tmp_path / "corpus.txt"))
     with holder(tmp_path / "run") as process:
         with pytest.raises(lock.Busy, match=f"run by process {process.pid} "):

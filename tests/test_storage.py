@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import runs
+from ledger import tell
 
 from ptm import cli
 from ptm.checkpoint import Checkpoints
@@ -87,8 +88,9 @@ def refused(code: int, error: str) -> str:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("size", "kept"), [("300k", []), ("520k", [6])])
-def test_a_disk_that_is_too_small(size, kept, text, whole, disk, capfd):
+def test_a_disk_that_is_too_small(size, kept, text, whole, disk, capfd, record_property):
     """The save that does not fit is told; the one before it stays; with more room the run goes on as if nothing had happened."""
+    tell(record_property, "3. disk full: a save that does not fit")
     disk.remount(f"size={size}")
     line = refused(*train(disk.folder / "run", text, capfd))
     assert "failed: No space left on device" in line and f"Steps that are there: {', '.join(map(str, kept)) or 'none'}." in line
@@ -99,8 +101,9 @@ def test_a_disk_that_is_too_small(size, kept, text, whole, disk, capfd):
 
 
 @pytest.mark.faults
-def test_a_disk_that_is_full_in_the_middle(text, whole, disk, capfd):
+def test_a_disk_that_is_full_in_the_middle(text, whole, disk, capfd, record_property):
     """After step 7, whatever is written next: a row of metrics, or a checkpoint."""
+    tell(record_property, "3. disk full: in the middle of steps")
     workdir = disk.folder / "run"
 
     def fill() -> None:
@@ -117,7 +120,8 @@ def test_a_disk_that_is_full_in_the_middle(text, whole, disk, capfd):
 
 
 @pytest.mark.faults
-def test_a_workdir_that_cannot_be_made(text, disk, capfd):
+def test_a_workdir_that_cannot_be_made(text, disk, capfd, record_property):
+    tell(record_property, "3. a read-only disk")
     disk.remount("ro")
     assert "Read-only file system" in refused(*train(disk.folder / "run", text, capfd))
     assert not os.listdir(disk.folder)

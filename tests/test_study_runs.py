@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ledger import tell
 from made_studies import TESTS, finish
 
 from ptm import cli
@@ -166,10 +167,11 @@ def test_a_search_goes_on(study_text, tmp_path):
 
 
 @pytest.mark.faults
-def test_killed_at_random_moments(whole, study_text, tmp_path):
-    """SIGKILL to the runner and its run, five times, ends with exactly the figures of a study that nothing interrupted."""
-    rng = random.Random(1)
-    for _ in range(5):
+def test_killed_at_random_moments(whole, study_text, tmp_path, long, record_property):
+    """SIGKILL to the runner and its run, twice (five times), ends with exactly the figures of a study that nothing interrupted."""
+    rng, kills = random.Random(1), 5 if long else 2
+    tell(record_property, "1. SIGKILL at random moments: a study and its run", tried=kills)
+    for _ in range(kills):
         process = subprocess.Popen(command(tmp_path), env=environment(study_text), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with pytest.raises(subprocess.TimeoutExpired):  # it is killed while it works
             process.wait(timeout=rng.uniform(5, 12))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import runs
+from ledger import tell
 
 from ptm import watchdog
 from ptm.sections import Train
@@ -21,8 +22,9 @@ def stuck_in_the_loader() -> None:
     time.sleep(4.0)
 
 
-def test_a_step_that_hangs(text, tmp_path, capfd):
+def test_a_step_that_hangs(text, tmp_path, capfd, record_property):
     """Told once, with the line that hangs; the run goes on as if nothing had happened."""
+    tell(record_property, "11. a step that hangs")
     config = runs.tiny("concat", text=text, train__hang_seconds=1.0, train__hang_factor=2.0)
     with runs.at_batch(10, stuck_in_the_loader):
         assert runs.run(config, tmp_path / "hung") == 0
@@ -45,8 +47,9 @@ with runs.at_batch(10, lambda: time.sleep(300)):
 """
 
 
-def test_a_run_may_end_by_itself(text, tmp_path):
+def test_a_run_may_end_by_itself(text, tmp_path, record_property):
     """With the code after which launchers start it again."""
+    tell(record_property, "11. a step that hangs")
     arguments = ["train", f"--config={runs.__file__}:concat", f"--workdir={tmp_path / 'run'}", "--config.train.hang_exit=True"]
     arguments += ["--config.train.hang_seconds=1", "--config.train.hang_factor=2"]
     env = os.environ | {"PTM_TEST_TEXT": str(text), "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(runs.__file__)])}
@@ -65,8 +68,9 @@ def test_limits():
     assert (dog.limit("A step"), dog.limit("A save")) == (10.0, 60.0)
 
 
-def test_a_process_that_was_stopped_does_not_hang(tmp_path, monkeypatch):
+def test_a_process_that_was_stopped_does_not_hang(tmp_path, monkeypatch, record_property):
     """Time in which nothing ran at all is not counted."""
+    tell(record_property, "11. a machine that slept")
     told, clock = [], [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
     options = Train(hang_seconds=10.0, hang_factor=1.0)
