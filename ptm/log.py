@@ -27,7 +27,7 @@ import jax
 from ptm import atomic, fields, untrusted
 from ptm.fields import ConfigError
 
-METRICS, TIMING, COMPILES = "metrics.jsonl", "timing.jsonl", "compiles.jsonl"
+METRICS, TIMING, COMPILES, SKIPPED = "metrics.jsonl", "timing.jsonl", "compiles.jsonl", "skipped.jsonl"
 TAIL = 1 << 16  # bytes at the end of a file that hold its last row
 NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -184,7 +184,7 @@ WRITERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio
 
 
 class Log:
-    """The rows of one run, in WORKDIR/metrics.jsonl, timing.jsonl, compiles.jsonl, and the named `writers`.
+    """The rows of one run, in WORKDIR/metrics.jsonl, timing.jsonl, compiles.jsonl, skipped.jsonl (once a step is), and the named `writers`.
 
     `resume_step` is the step of the checkpoint that the run goes on from: later rows are dropped. None starts anew: all are dropped. Rows of `owed` evals
     at that step are too: they are made again.
@@ -210,7 +210,7 @@ class Log:
         name = os.path.basename(os.path.abspath(workdir))
         # Writers first: a missing package must not cost rows.
         self._writers = [cls(workdir, name=name, config=config or {}, resume_step=resume_step) for cls in classes]
-        self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING, COMPILES)}
+        self._paths = {file: os.path.join(workdir, file) for file in (METRICS, TIMING, COMPILES, SKIPPED)}
         for path in self._paths.values():
             truncate(path, -1 if resume_step is None else resume_step, owed)
 
@@ -230,6 +230,10 @@ class Log:
         """Writes a row of what was compiled after `step` updates; not for trackers, as it holds words."""
         self._write(COMPILES, json.dumps({"step": step, **cells}))
 
+    def skipped(self, step: int, cells: Mapping[str, Any]) -> None:
+        """Writes a row of a step that was not accepted; not for trackers, as it holds words."""
+        self._write(SKIPPED, json.dumps({"step": step, **cells}, allow_nan=False))
+
     def _write(self, name: str, line: str) -> None:
         if name in self._paths:
             with open(self._paths[name], "a", encoding="utf-8", newline="\n") as file:
@@ -237,7 +241,7 @@ class Log:
 
     def flush(self) -> None:
         """Returns when all rows are on disk: call it before a checkpoint commits."""
-        for path in self._paths.values():
+        for path in filter(os.path.exists, self._paths.values()):
             with open(path, "a", encoding="utf-8") as file:
                 os.fsync(file.fileno())
         for writer in self._writers:

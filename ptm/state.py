@@ -146,8 +146,8 @@ def train_step(
 
     `teacher_params` are those of the model's teacher, if it has one: an argument, so that they are no constants of the compiled program.
     Terms and what else the objective reports are named NAME/METRIC where the objective has a `name`, as in a mixture whose branches take turns.
-    Metrics are scalars, among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `nonfinite`, a flag
-    per parameter group in the order of `group_names`.
+    Metrics are scalars, among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `group_norms`, the norm of the
+    gradient of each parameter group in the order of `group_names`, 0 for what is frozen.
     """
     params, model = state["params"], dataclasses.replace(model, teacher_params=teacher_params)
     rng = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -188,12 +188,12 @@ def train_step(
         groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}
         metrics |= {f"{kind}/{name}": norm for kind, table in groups.items() for name, norm in table.items()}
     metrics["skips"] = new["window"]["in_a_row"] if "window" in new else jnp.int32(~accepted)
-    metrics["nonfinite"] = jnp.stack([~jnp.isfinite(grad_norms[group]) if group in grad_norms else jnp.bool_(False) for group in group_names(params)])
+    metrics["group_norms"] = jnp.stack([grad_norms[group] if group in grad_norms else jnp.float32(0) for group in group_names(params)])
     return new, metrics
 
 
 def group_names(params: Any) -> list[str]:
-    """Parameter groups in the order of the metric `nonfinite`."""
+    """Parameter groups in the order of the metric `group_norms`."""
     return list(dict.fromkeys(tree.group(path) for path in tree.paths(params)))
 
 

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom: everything with a side effect is a visible `if` in it."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from ptm.run import Run
 FINISHED, INTERRUPTED = 0, hosts.INTERRUPTED
 COUNTS = ("tokens", "words", "bytes", "records")  # what evals report besides what they measure
 MANY = 16  # metrics of an eval that the progress line shows at once
+SHOWN = 8  # records of a skipped step that a message names
 FIXED = ("model", "tokenizer", "objective", "data", "lora", "mup", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
 # But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records, or patience, changes no row.
@@ -90,9 +92,9 @@ def train(
                 if found.again:
                     progress.message(f"{_compiled_again(found)} Step {done:,}, {during}.")
 
-        def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], votes: Any) -> None:
+        def record(done: int, metrics: dict[str, Any], counts: dict[str, Any], drawn: Any, votes: Any) -> None:
             """Looks at the metrics of a finished step: writes a row if one is due or the step was skipped, stops the run on a bad one."""
-            skips, nonfinite = int(metrics.pop("skips")), metrics.pop("nonfinite")
+            skips, norms = int(metrics.pop("skips")), metrics.pop("group_norms")
             asked.look(votes)
             timer.mark(done)
             watched.now("A step")
@@ -103,9 +105,16 @@ def train(
                 speed = _speed(run, timer.step_time)
                 log.timing(done, speed | waits.take() | compiles.totals() | log_lib.memory())
                 progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
-            if skips and (config.train.skip_sigma is None or skips >= config.train.max_skips):
-                checkpoints.wait()
-                raise FloatingPointError(_failure(done, metrics, nonfinite, groups, checkpoints.newest_valid(), skips, config.train))
+            if skips:
+                records = sorted({record for found in hosts.gather(loader.record_ids(drawn)) for record in found})
+                numbers = log_lib.written({name: float(metrics[name]) for name in ("loss", "grad_norm")})
+                gradient = _gradient(dict(zip(groups, jax.device_get(norms).tolist())))
+                log.skipped(done, {**numbers, "gradient": gradient, "records": records})
+                told = f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; {gradient}. Records of its batch: {_listed(records)}."
+                if config.train.skip_sigma is None or skips >= config.train.max_skips:
+                    checkpoints.wait()
+                    raise FloatingPointError(_failure(done, told, checkpoints.newest_valid(), skips, config.train))
+                progress.message(f"Skipped step {done:,}: {told}")
 
         def measure(done: int, names: list[str]) -> tuple[dict[str, float], list[str]]:
             """The metrics of evals after a step, and which of them were given up."""
@@ -151,7 +160,7 @@ def train(
             if pending is not None:
                 record(*pending)
             done = step + 1
-            pending = (done, dict(metrics), loader.counts(), hosts.vote(*asked.votes()))
+            pending = (done, dict(metrics), loader.counts(), loader.drawn(), hosts.vote(*asked.votes()))
             if step == start:
                 jax.block_until_ready(metrics)
                 progress.message(_first_step(time.monotonic() - started, compiles.totals()))
@@ -258,17 +267,26 @@ def _eval_line(done: int, name: str, values: dict[str, float]) -> str:
     return f"step {done:,}, {name}: {', '.join(shown)}"
 
 
-def _failure(done: int, metrics: dict, nonfinite: Any, groups: list[str], good: int | None, skips: int, train: config_lib.Train) -> str:
-    offending = [name for name, bad in zip(groups, nonfinite) if bad]
-    where = f"not finite in the gradient of: {', '.join(offending)}" if offending else "all gradients are finite"
+def _gradient(norms: dict[str, float]) -> str:
+    """What is wrong with a gradient, by the norms of its parameter groups."""
+    offending = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    if offending:
+        return f"not finite in the gradient of: {', '.join(offending)}"
+    largest = max(norms, key=norms.__getitem__)
+    return f"all gradients are finite, the largest is that of {largest} ({norms[largest]:.4g})"
+
+
+def _listed(records: list[str]) -> str:
+    more = f" and {len(records) - SHOWN} more, all of them in {log_lib.SKIPPED}" if len(records) > SHOWN else ""
+    return f"{', '.join(records[:SHOWN])}{more}"
+
+
+def _failure(done: int, told: str, good: int | None, skips: int, train: config_lib.Train) -> str:
     if train.skip_sigma is None:
         what, advice = f"stopped at step {done}", ", or skip such steps with --config.train.skip_sigma=6"
     else:
         what, advice = f"{skips} steps in a row were skipped up to step {done}", ", or raise --config.train.skip_sigma or --config.train.max_skips"
-    return (
-        f"{what}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; {where}. "
-        f"Last good checkpoint: {'none' if good is None else f'step {good}'}. Lower --config.optimizer.learning_rate{advice}."
-    )
+    return f"{what}: {told} Last good checkpoint: {'none' if good is None else f'step {good}'}. Lower --config.optimizer.learning_rate{advice}."
 
 
 def _owned(streams: dict[int, Any]) -> set[int]:

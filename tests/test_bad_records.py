@@ -443,6 +443,28 @@ def test_a_changed_byte_touches_one_record(name, tmp_path, rounds=40):
 
 
 @pytest.mark.faults
+def test_stores_find_every_changed_byte(tmp_path, record_property):
+    """array_record keeps hashes: what is not as it was written is refused or bad, never another text."""
+    form, rng = FORMATS["array_record"], random.Random(0)
+    spec = spec_of("array_record", tmp_path / "x", [form.good(n) for n in range(GOOD)])
+    path = Path(spec.partition(":")[2])
+    content = path.read_bytes()
+    filled = [at for at, byte in enumerate(content) if byte]  # the others are mostly padding
+    for number in range(1000):
+        at = rng.choice(filled)
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
+        os.utime(path, ns=(number, number))
+        with contextlib.suppress(ConfigError):
+            corpus = documents.Corpus(Data(source=(spec,), holdout=0.0), split="train")
+            found = [corpus.record(0, n) for n in range(corpus.sizes[0])]
+            assert len(found) == GOOD and all(record is None or record[0] == said(n) for n, record in enumerate(found)), at
+            assert len(corpus.bad) == found.count(None)
+    record_property("fault", "5. changed bytes: array_record")
+    record_property("tried", 1000)
+    record_property("lost", 0)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_accidents(name, tmp_path, record_property):
     test_accidents_crash_nothing(name, tmp_path, rounds=1000)

@@ -49,7 +49,7 @@ def test_flush_reaches_the_disk(tmp_path, monkeypatch):
     rows.metrics(1, {"loss": 1.0})
     assert not synced
     rows.flush()
-    assert len(synced) == 3
+    assert len(synced) == 1  # of the one that is there
     assert len(log.read(str(tmp_path / log.METRICS))) == 1
     rows.close()
 

@@ -14,6 +14,7 @@ from ptm.data.pipeline import State, Stream
 from ptm.fields import ConfigError
 
 Counts = dict[str, Any]  # of the logical streams of a host
+Drawn = dict[int, tuple[int, ...]]  # by logical stream, the draws that the rows of a batch are made of
 
 
 class Loader(Iterator[Batch]):
@@ -54,24 +55,25 @@ class Loader(Iterator[Batch]):
         self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
         self._error: BaseException | None = None
         self._snapshots = self._take()
+        self._drawn: Drawn = {}
 
     def __next__(self) -> Batch:
         """The next batch: a dict of arrays [rows of this host, ...]. An error of the thread is raised here, and again by later calls."""
         if not self._prefetch:
-            batch, self._snapshots = self._make()
+            batch, self._snapshots, self._drawn = self._make()
             return batch
         while len(self._ahead) <= self._prefetch:
             self._ahead.append(self._worker.submit(self._make))
-        batch, self._snapshots = self._ahead.popleft().result()
+        batch, self._snapshots, self._drawn = self._ahead.popleft().result()
         return batch
 
-    def _make(self) -> tuple[Batch, dict[int, State]]:
+    def _make(self) -> tuple[Batch, dict[int, State], Drawn]:
         if self._error is not None:
             raise self._error  # streams stopped in the middle of a batch: what follows would not be the batches of this run
         try:
             made = {p: [stream.next_row() for _ in range(self._per_stream)] for p, stream in self._streams.items()}
             batch = stack([made[row // self._per_stream][row % self._per_stream] for row in self._rows])
-            return batch, self._take()
+            return batch, self._take(), {p: stream.take_drawn() for p, stream in self._streams.items()}
         except BaseException as error:
             self._error = error
             raise
@@ -115,6 +117,14 @@ class Loader(Iterator[Batch]):
         if len(epochs) > 1:
             stats |= {f"epoch_{n}": epoch for n, epoch in enumerate(epochs)}
         return {**stats, "bad_records": len({tuple(bad) for stream in found for bad in stream["bad"]})}
+
+    def drawn(self) -> Drawn:
+        """What the last batch handed out is made of, for `record_ids`."""
+        return self._drawn
+
+    def record_ids(self, drawn: Drawn) -> list[str]:
+        """Ids of the records that the streams of this host had in a batch, without others that are drawn beside them (second segments of pairs)."""
+        return list(dict.fromkeys(self._streams[p].record_id(draw) for p, draws in drawn.items() for draw in draws))
 
     def bad_records(self) -> list[str]:
         """'ID: reason' of the bad records met up to the last batch handed out."""

@@ -70,12 +70,14 @@ class Row:
 
     def __init__(self, layout: Layout):
         self._layout, self.segments = layout, 0
+        self.draws: list[int] = []  # those of its segments
         self.arrays = layout.padding()
         self.used = dict.fromkeys(layout.packed, 0)
 
-    def add(self, example: Example, sizes: dict[str, int], *, start: int = 0) -> None:
-        """Appends `sizes` positions of the example, from `start` on, as the next segment."""
+    def add(self, example: Example, sizes: dict[str, int], *, draw: int = 0, start: int = 0) -> None:
+        """Appends `sizes` positions of the example of a draw, from `start` on, as the next segment."""
         self.segments += 1
+        self.draws.append(draw)
         for dim, size in sizes.items():
             at, end = self.used[dim], self.used[dim] + size
             for name in self._layout.names[dim]:
@@ -178,7 +180,7 @@ class Concat:
                     break
                 self._size, self._offset = self._layout.sizes(self._example)["L"], 0
             size = min(self._size - self._offset, length - row.used["L"])
-            row.add(self._example, {"L": size}, start=self._offset)
+            row.add(self._example, {"L": size}, draw=self._cursor.draw, start=self._offset)
             self._offset += size
         return row if row.used["L"] else None
 
@@ -215,7 +217,7 @@ class FirstFit:
             sizes, place = self._layout.sizes(example), (self._cursor.draw, self._cursor.taken - 1)
             for at, row in enumerate(self._rows):
                 if row.has_room(sizes):
-                    row.add(example, sizes)
+                    row.add(example, sizes, draw=place[0])
                     self._places[at] += (place,)
                     if row.is_full():
                         return self._pop(at)
@@ -224,7 +226,7 @@ class FirstFit:
             else:
                 full = self._pop(self._shares.index(max(self._shares))) if len(self._rows) == self._bins else None
                 self._rows.append(Row(self._layout))
-                self._rows[-1].add(example, sizes)
+                self._rows[-1].add(example, sizes, draw=place[0])
                 self._places.append((place,))
                 self._shares.append(self._rows[-1].share())
                 if full:
@@ -251,7 +253,7 @@ class FirstFit:
         self._rows = [Row(self._layout) for _ in self._places]
         for row, places in zip(self._rows, self._places):
             for place in places:
-                row.add(examples[place], self._layout.sizes(examples[place]))
+                row.add(examples[place], self._layout.sizes(examples[place]), draw=place[0])
         self._shares = [row.share() for row in self._rows]
         self._cursor.seek(state["draw"], state["taken"])
 
@@ -265,7 +267,7 @@ class Single:
     def next_row(self) -> Row | None:
         for example in self._cursor:
             row = Row(self._layout)
-            row.add(example, self._layout.sizes(example))
+            row.add(example, self._layout.sizes(example), draw=self._cursor.draw)
             row.add_unpacked(example)
             return row
         return None

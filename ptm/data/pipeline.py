@@ -50,6 +50,7 @@ class Stream:
         self._fruitless, self._found_usable = 0, False
         self.bad: frozenset[tuple[int, int]] = frozenset()
         self.rows, self.filled, self.draws = 0, 0, 0.0
+        self._drawn: list[int] = []
         cursor = Cursor(self._examples, count=len(order) if isinstance(order, Pass) else None)
         self._packer = make_packer(row_packing(data, featurizer), layout=self._layout, cursor=cursor, bins=data.packing_bins)
 
@@ -60,7 +61,18 @@ class Stream:
             return None
         self.rows += 1
         self.filled += sum(row.used.values())
+        self._drawn += row.draws
         return self._featurizer.finish(row.arrays)
+
+    def take_drawn(self) -> tuple[int, ...]:
+        """The draws that the rows since the last call are made of."""
+        drawn, self._drawn = tuple(dict.fromkeys(self._drawn)), []
+        return drawn
+
+    def record_id(self, draw: int) -> str:
+        """The id of the record of a draw."""
+        source, record, _ = self._order[self._first + draw * self._step]
+        return self._corpus.id(source, record)
 
     def padding(self) -> Example:
         """A finished row that holds nothing."""

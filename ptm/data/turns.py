@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptm.data.batch import keyed_rng
-from ptm.data.loader import Counts, Loader
+from ptm.data.loader import Counts, Drawn, Loader
 from ptm.data.pipeline import Batch, State
 
 
@@ -43,6 +43,16 @@ class Turns(Iterator[Batch]):
         for name, loader in self._loaders.items():
             loader.restore({p: state["branches"][name] for p, state in states.items()})
         self._step = next(iter(states.values()))["step"]
+
+    def drawn(self) -> tuple[str, Drawn]:
+        """What the last batch handed out is made of, for `record_ids`."""
+        name = list(self._loaders)[turn(self._step - 1, seed=self._seed, weights=self._weights)]
+        return name, self._loaders[name].drawn()
+
+    def record_ids(self, drawn: tuple[str, Drawn]) -> list[str]:
+        """Ids of the records that the rows of this host in a batch are made of."""
+        name, of_branch = drawn
+        return self._loaders[name].record_ids(of_branch)
 
     def counts(self) -> Counts:
         """For each branch the counts of its loader, ready for JSON."""
