@@ -51,13 +51,15 @@ def history(workdir: Path) -> list[dict[str, Any]]:
 
 
 def session(run: Run, start: int, changes: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """What this start of the run ran on: versions, devices, code, the recomputation (chosen, if it was `auto`), and the keys of the config that changed since."""
+    """What this start of the run ran on: versions, devices, code, the recomputation (chosen, if it was `auto`), flags of XLA, and the keys of the config that changed since."""
     devices = run.layout.mesh.devices.flat
     return {
         "from_step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": run.layout.mesh.size, "processes": jax.process_count()},
-        "mesh": dict(run.layout.mesh.shape), "remat": run.model.module.context.remat, "git": git_state(), "config": config_lib.fingerprint(run.config),
+        "mesh": dict(run.layout.mesh.shape), "remat": run.model.module.context.remat,
+        "deterministic": run.config.compute.deterministic, "xla_flags": os.environ["XLA_FLAGS"] if "XLA_FLAGS" in os.environ else "",
+        "git": git_state(), "config": config_lib.fingerprint(run.config),
         "changes": {key: list(pair) for key, pair in changes.items()},
     }  # fmt: skip
 

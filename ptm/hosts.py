@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import clusters, distributed  # the store, and detection without joining, have no public name
+from jax._src import clusters, distributed, xla_bridge  # the store, detection without joining, and whether there are devices yet, have no public name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ptm import fields, processes
@@ -75,6 +75,11 @@ def initialize(place: Place) -> None:
         raise ConfigError(_advice(found, f"cannot join the others ({str(error).splitlines()[0]})")) from None
     finally:
         timer.cancel()
+
+
+def started() -> bool:
+    """Whether JAX has opened the devices of this process, after which it reads XLA_FLAGS no more."""
+    return xla_bridge.backends_are_initialized()
 
 
 def gather(value: Any) -> list[Any]:

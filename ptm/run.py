@@ -34,6 +34,8 @@ from ptm.objectives.mixture import Part
 from ptm.objectives.protocol import Objective, Task
 from ptm.objectives.seq2seq import Seq2Seq
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 
 class Teacher(NamedTuple):
     """What a run's model learns from: its spec, the parameters that this named when the run was started, and a hash of their files."""
@@ -295,6 +297,24 @@ def use_compile_cache(cache: str | None) -> None:
     if chosen or jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def use_deterministic_kernels() -> None:
+    """Asks XLA for them, before it opens the devices of this process. Raises ConfigError where that comes too late, or the environment says otherwise.
+
+    Where kernels of GPUs add up in any order (scatters, attention, some products) others take their place, and none is chosen by its measured speed.
+    """
+    given = os.environ["XLA_FLAGS"].split() if "XLA_FLAGS" in os.environ else []
+    said = [flag for flag in given if flag.partition("=")[0] == DETERMINISTIC.partition("=")[0]]
+    if said and said[-1].lower() not in (DETERMINISTIC, DETERMINISTIC.partition("=")[0], DETERMINISTIC.replace("true", "1")):
+        raise ConfigError(f"compute.deterministic=true, but the environment has XLA_FLAGS={said[-1]}; take that out.")
+    if said:
+        return
+    if hosts.started():
+        if jax.default_backend() == "gpu":
+            raise ConfigError(f"compute.deterministic=true comes too late: this process uses its GPUs already. Start it with XLA_FLAGS={DETERMINISTIC} in the environment.")
+        return
+    os.environ["XLA_FLAGS"] = " ".join([*given, DETERMINISTIC])
 
 
 def layout_of(config: Config, devices: list | None) -> parallel.Layout:

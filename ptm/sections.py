@@ -177,6 +177,9 @@ class Compute:
     )  # fmt: skip
     remat_budget: float | None = field(None, low=0.0, unit="GiB", doc="With remat=auto, what a device may keep for the backward pass, by the shapes of the forward pass.")
     loss_chunk: int = field(4096, low=1, unit="tokens", doc="Positions whose vocabulary logits a device holds at once.")
+    deterministic: bool = field(
+        False, doc="On GPUs, kernels that give the same bits each time, on the same device and versions, and no choice of kernels by their speed: slower. CPUs and TPUs are so anyway."
+    )  # fmt: skip
     cache: str | None = field("auto", doc="Folder of the persistent compile cache; auto = in the user's cache folder; None = none.")
 
     def check(self, where: str) -> None:

@@ -43,6 +43,8 @@ def train(
     workdir = Path(workdir)
     config = labels.filled(registry.resolve(config), workdir)
     changes = check_resume(config, workdir, allow_change)
+    if config.compute.deterministic:
+        run_lib.use_deterministic_kernels()
     if not (workdir / "ckpt").is_dir():  # what is not there is refused before anything is made; a run that goes on needs it no more
         for spec in config_lib.init_specs(config.init):
             if spec != "scratch":

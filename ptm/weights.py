@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptm import config as config_lib
-from ptm import growth, hf, lora, models, registry, run, specs, text, tree
+from ptm import growth, hf, hosts, lora, models, registry, run, specs, text, tree
 from ptm.checkpoint import Checkpoints
 from ptm.fields import ConfigError, unparse
 from ptm.hf import vocabulary
@@ -38,6 +38,8 @@ def reopen(spec: str, *, devices: list | None = None) -> Run:
     """The Run whose checkpoint `ckpt:DIR[@...]` names, from the config in its workdir; not to train, so that there are no low-rank factors any more."""
     workdir = specs.parse_spec(spec).folder.parent
     config = dataclasses.replace(registry.resolve(run.read_config(workdir)), lora=config_lib.Lora())
+    if config.compute.deterministic and not hosts.started():
+        run.use_deterministic_kernels()
     devices = jax.devices() if devices is None else devices
     try:
         run.layout_of(config, devices)
