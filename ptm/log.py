@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol, Self, TextIO
 
@@ -349,7 +349,7 @@ class Waits:
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._last, self._data, self._steps, self._queued, self._waited = 0.0, 0.0, 0, 0, 0
+        self._last, self._data, self._host, self._steps, self._queued, self._waited = 0.0, 0.0, 0.0, 0, 0, 0
 
     def start(self) -> None:
         """A batch is asked for."""
@@ -362,15 +362,43 @@ class Waits:
 
     def dispatch(self, before: jax.Array | None) -> None:
         """A step is about to be dispatched; `before` is of the one before it, None where the host has waited for that one's end on purpose."""
+        self._host += self._clock() - self._last
         if before is not None:
             self._queued += 1
             self._waited += before.is_ready()
 
     def take(self) -> dict[str, float]:
-        """data_seconds, a step's mean wait for its batch, and devices_waited, the share of steps before whose dispatch the devices had nothing to do."""
-        values = ({"data_seconds": self._data / self._steps} if self._steps else {}) | ({"devices_waited": self._waited / self._queued} if self._queued else {})
-        self._data, self._steps, self._queued, self._waited = 0.0, 0, 0, 0
+        """data_seconds, a step's mean wait for its batch; host_seconds, the same until the batch is on its way to the devices; and devices_waited, the share of
+        steps before whose dispatch the devices had nothing to do."""
+        values = {"data_seconds": self._data / self._steps, "host_seconds": self._host / self._steps} if self._steps else {}
+        values |= {"devices_waited": self._waited / self._queued} if self._queued else {}
+        self._data, self._host, self._steps, self._queued, self._waited = 0.0, 0.0, 0, 0, 0
         return values
+
+
+class Peers:
+    """Which of several processes keeps the others waiting: the same one, `ROWS` times in a row, by the seconds that its host needs for a step."""
+
+    FACTOR, SHARE, ROWS = 2.0, 0.5, 3  # of the others' median, of the time of a step
+
+    def __init__(self) -> None:
+        self._slow: tuple[int | None, int] = (None, 0)  # the process, and in how many rows
+
+    def look(self, hosts: Sequence[str], seconds: Sequence[float], step_time: float | None) -> tuple[dict[str, float], str | None]:
+        """Values for a timing row, of the slowest process, and a line to be told once where it is slow; nothing of a process that is alone, or without a batch."""
+        if len(seconds) == 1 or not any(seconds):
+            return {}, None
+        number = max(range(len(seconds)), key=seconds.__getitem__)
+        own, others = seconds[number], statistics.median(each for other, each in enumerate(seconds) if other != number)
+        slow = step_time is not None and own > self.FACTOR * others and own > self.SHARE * step_time
+        self._slow = (number, self._slow[1] + 1 if self._slow[0] == number else 1) if slow else (None, 0)
+        values = {"slowest_process": number, "slowest_host_seconds": own}
+        if self._slow[1] != self.ROWS:
+            return values, None
+        return values, (
+            f"Process {number} ({hosts[number]}) keeps the others waiting: its host takes {duration(own)} for a batch, the others' {duration(others)} (median), "
+            f"a step {duration(step_time)}."
+        )
 
 
 class StepTimer:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,10 +103,13 @@ def train(
             watched.now("A step")
             if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                stats = loader.stats(hosts.gather(counts))
-                log.metrics(done, stats | values | {"skipped": float(skips > 0)})
-                speed = _speed(run, timer.step_time)
-                log.timing(done, speed | waits.take() | compiles.totals() | log_lib.memory())
+                clocks = waits.take()
+                counted, names, seconds = zip(*hosts.gather([counts, socket.gethostname(), clocks.get("host_seconds", 0.0)]))
+                log.metrics(done, loader.stats(counted) | values | {"skipped": float(skips > 0)})
+                speed, (slowest, slow) = _speed(run, timer.step_time), peers.look(names, seconds, timer.step_time)
+                log.timing(done, speed | clocks | slowest | compiles.totals() | log_lib.memory())
+                if slow:
+                    progress.message(slow)
                 progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
             if skips:
                 records = sorted({record for found in hosts.gather(loader.record_ids(drawn)) for record in found})
@@ -137,7 +141,8 @@ def train(
         if start < steps:
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         note_compiles(start, "start")
-        timer, waits, profile = log_lib.StepTimer(), log_lib.Waits(), stack.enter_context(_profile(config.log.profile if primary else (), workdir))
+        timer, waits, peers = log_lib.StepTimer(), log_lib.Waits(), log_lib.Peers()
+        profile = stack.enter_context(_profile(config.log.profile if primary else (), workdir))
         watched = stack.enter_context(watchdog.watch(config.train, workdir / f"hang-{jax.process_index()}.txt", progress.message))
         done = start
         evaluated, _ = measure(done, owed)

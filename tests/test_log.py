@@ -231,18 +231,31 @@ def test_waits():
         def __init__(self, ready: bool):
             self.is_ready = lambda: ready
 
-    now = iter((0.0, 3.0, 10.0, 11.0, 20.0, 20.5, 30.0, 30.0))
+    now = iter((0.0, 3.0, 4.0, 10.0, 11.0, 11.0, 20.0, 20.5, 21.0, 30.0, 30.0, 33.0))
     waits = log.Waits(clock=lambda: next(now))
     assert waits.take() == {}
     for before in (None, Loss(True), Loss(False)):
         waits.start()
         waits.batch()
         waits.dispatch(before)
-    assert waits.take() == {"data_seconds": 1.5, "devices_waited": 0.5}
+    assert waits.take() == {"data_seconds": 1.5, "host_seconds": 2.0, "devices_waited": 0.5}
     waits.start()
     waits.batch()
     waits.dispatch(None)
-    assert waits.take() == {"data_seconds": 0.0}
+    assert waits.take() == {"data_seconds": 0.0, "host_seconds": 3.0}
+
+
+def test_a_slow_process_is_named_once():
+    """When it was the slow one in three rows on end, and again after it was not; never for what is short beside a step."""
+    peers, names = log.Peers(), ("a", "b", "c")
+    told = [peers.look(names, (0.1, seconds, 0.2), 1.0)[1] for seconds in (0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9, 0.1, 0.9, 0.9)]
+    told += [peers.look(names, seconds, 1.0)[1] for seconds in ((0.0, 0.0, 0.0), (0.1, 0.9, 0.2))]  # a row without a batch says nothing
+    assert [row for row, line in enumerate(told) if line] == [5, 11]
+    assert told[5] == "Process 1 (b) keeps the others waiting: its host takes 900 ms for a batch, the others' 150 ms (median), a step 1.0 s."
+    assert peers.look(names, (0.1, 0.9, 0.2), 1.0)[0] == {"slowest_process": 1, "slowest_host_seconds": 0.9}
+    quick = log.Peers()
+    assert [quick.look(names, seconds, 1.0)[1] for seconds in [(0.01, 0.4, 0.02)] * 5 + [(0.5, 0.9, 0.6)] * 5] == [None] * 10
+    assert log.Peers().look(("a",), (3.0,), 1.0) == ({}, None)
 
 
 def test_throughput_and_peaks():
