@@ -103,6 +103,7 @@ class CompileEvents:
         self._hits += event == HIT
 
     def _duration(self, event: str, seconds: float, fun_name: str = "", **_: str | int) -> None:
+        seconds = max(0.0, seconds)  # JAX goes by a clock that may be set back
         if event != COMPILED:
             return
         self._compiles += 1

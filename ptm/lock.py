@@ -22,7 +22,7 @@ from ptm.fields import ConfigError
 LOCK, ALIVE = "run.lock", "alive"
 BEAT = 20.0  # seconds between two signs of life
 PATIENCE = 50.0  # seconds without one after which the process of another host is gone
-FRESH = 120.0  # for who cannot wait: seconds since the last one, by the clocks of both hosts
+FRESH = 120.0  # for who cannot wait: seconds between the last one and now, by the clocks of both hosts
 TRIES, PAUSE = 20, 0.1  # of a lock: who looks whether it is held holds it for a moment
 
 _held: set[Path] = set()
@@ -79,7 +79,7 @@ def held(folder: Path) -> bool:
     found = owner(folder)
     if found is None or found["host"] == socket.gethostname():
         return False
-    return time.time() - (_touched(folder) or 0.0) < FRESH
+    return abs(time.time() - (_touched(folder) or 0.0)) < FRESH  # one from the future was left by a clock that was set back
 
 
 def _take(file: IO[bytes], folder: Path) -> bool:

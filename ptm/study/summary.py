@@ -67,8 +67,8 @@ def _time(record: Record, states: dict[str, State], left: dict[str, Any]) -> str
 
 
 def _seconds(state: State) -> float:
-    """Seconds of the attempts of a run whose end is known."""
-    return sum(attempt["end"] - attempt["start"] for attempt in state.attempts if attempt["end"] is not None)
+    """Seconds of the attempts of a run whose end is known; none of those in which the clock was set back."""
+    return sum(max(0.0, attempt["end"] - attempt["start"]) for attempt in state.attempts if attempt["end"] is not None)
 
 
 def outcome(root: Path, record: Record, states: dict[str, State]) -> str:
