@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ledger import tell
 
 from ptm import checkpoint
 from ptm.checkpoint import CheckpointError, Checkpoints
@@ -122,9 +124,11 @@ def test_buffers_may_be_donated_and_overwritten_after_save(tmp_path):
     np.testing.assert_array_equal(restored["c"], np.ones(3, jnp.bfloat16))
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, rng: random.Random | None = None) -> None:
+    """One bit, of the middle or anywhere."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    place, bit = (rng.randrange(len(data)), rng.randrange(8)) if rng else (len(data) // 2, 0)
+    data[place] ^= 1 << bit
     path.write_bytes(data)
 
 
@@ -158,6 +162,40 @@ def test_damaged_step_is_set_aside_and_the_one_before_restored(tmp_path, kind):
         assert any(reason in text and "3.damaged-1" in text for text in texts) and any("2.damaged-1" in text for text in texts)
         assert checkpoints.steps() == [1] and largest(tmp_path / "3.damaged-1").parent.is_dir()
         assert_same(checkpoints.restore(1, abstract(make_state(1)))[0], make_state(1))
+
+
+UNREAD = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of Orbax, beside the manifest; nothing needs them
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_damaged_file(kind, tmp_path, long, record_property):
+    """Of all files of a step, the manifest among them: the step before is restored, loudly, and what is left of the bad one is kept. Bits flip at random places."""
+    damage, _ = DAMAGE[kind]
+    filled(tmp_path / "sound", 1, 2)
+    files = {str(path.relative_to(tmp_path / "sound/2")) for path in (tmp_path / "sound/2").rglob("*") if path.is_file()}
+    names = sorted(files.difference(UNREAD))
+    assert {"manifest.json", "meta/meta.json", "data/stream-00000.json"} < set(names)
+    tries = [(name, number) for name in names for number in range(10 if long and kind == "flipped" else 1)]
+    tell(record_property, f"2. {kind} files of a checkpoint", tried=len(tries))
+    rng = random.Random(kind)
+    for name, number in tries:
+        named = "" if name == "manifest.json" and kind == "flipped" else re.escape(name)  # a bit of it may be in the name or hash of another file
+        folder = tmp_path / f"{name.replace('/', '-')}-{number}"
+        shutil.copytree(tmp_path / "sound", folder)
+        path = folder / "2" / name
+        flip(path, rng) if kind == "flipped" else damage(path)
+        left = {str(file.relative_to(folder / "2")): file.read_bytes() for file in (folder / "2").rglob("*") if file.is_file()}
+        with opened(folder) as checkpoints:
+            with pytest.warns(UserWarning, match=rf"checkpoint {folder / '2'} is damaged: .*{named}.*; it is kept as 2\.damaged-1 and an earlier one"):
+                assert checkpoints.newest_valid() == 1
+            assert_same(checkpoints.restore(1, abstract(make_state(1)))[0], make_state(1))
+        aside = folder / "2.damaged-1"
+        assert left == {str(file.relative_to(aside)): file.read_bytes() for file in aside.rglob("*") if file.is_file()}, "what is bad is never deleted"
+    for name in files.intersection(UNREAD):
+        damage(tmp_path / "sound/2" / name)
+    with opened(tmp_path / "sound") as checkpoints:
+        assert_same(checkpoints.restore(checkpoints.newest_valid(), abstract(make_state(2)))[0], make_state(2))
 
 
 def test_every_flipped_file_is_noticed_even_after_a_check(tmp_path):
@@ -194,10 +232,13 @@ with Checkpoints(sys.argv[1], keep_latest=2, keep_best=0, metric="loss", mode="m
 """
 
 
-def test_kill_in_the_middle_of_saves_leaves_a_valid_step(tmp_path):
+def test_kill_in_the_middle_of_saves_leaves_a_valid_step(tmp_path, long, record_property):
+    rng = random.Random(0)
+    delays = [rng.uniform(0.0, 0.3) for _ in range(30)] if long else [0.02, 0.07, 0.11]
+    tell(record_property, "2. SIGKILL during a save", tried=len(delays))
     shape = {"params": {str(i): jax.ShapeDtypeStruct((500, 100), jnp.float32) for i in range(4)}}
     last = 0
-    for delay in (0.02, 0.07, 0.11):
+    for delay in delays:
         command = [sys.executable, "-c", CHILD, str(tmp_path)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"})
         started = [int(child.stdout.readline()) for _ in range(4)]
