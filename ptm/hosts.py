@@ -5,10 +5,13 @@ all, `vote` adds up counts on the devices without waiting. What the host says go
 no order of launches; `first` and the checks below are made of `gather`. Where there is one process, all of them return at once.
 
 A process that fails says so in the same store, where a thread of every other one looks: all end with its exit code, whatever they wait for, and process 0
-says why. (JAX itself would wait: for the collective, for heartbeats, for the others to shut down.)
+says why. (JAX itself would wait: for the collective, for heartbeats, for the others to shut down.) One that is killed, or hangs as a whole, says nothing: process 0
+misses its signs of life in the store, the others miss the answers of process 0, whose store it is, and all end with the code after which launchers start them again.
 """
 
 import contextlib
+import ctypes
+import dataclasses
 import functools
 import itertools
 import json
@@ -40,11 +43,15 @@ LOOK = 0.5  # seconds between two looks at whether another process failed
 GRACE = 5.0  # seconds in which all processes should have seen that
 PATIENCE = 60.0  # seconds after which process 0 says for whom it waits
 SHARED = 20.0  # seconds in which a file should be seen by other hosts
-GATHERED, ENDED = "ptm/gathered/{}/", "ptm/ended/"
+BEATS = 10  # signs of life within the time that a process may give none
+BACKSTOP = 60  # seconds after that time in which JAX itself ends what is left
+GATHERED, ENDED, ALIVE = "ptm/gathered/{}/", "ptm/ended/", "ptm/alive/"
+AGAIN = "Start the same command again to go on from the last checkpoint."
 
 _state = distributed.global_state
 _numbers = itertools.count()
 _left, _ending = threading.Event(), threading.Lock()
+_answers = 0  # of the store, to the thread that looks there
 
 
 def initialize(place: Place) -> None:
@@ -55,7 +62,7 @@ def initialize(place: Place) -> None:
     if jax.distributed.is_initialized() or place.processes == 1:
         return
     found = _detected(place)
-    if found.processes == 1 or found == Place(join_timeout=place.join_timeout):
+    if found.processes == 1 or (found.coordinator, found.processes, found.process) == (None, None, None):
         return
     missing = [f"--{name}" for name in processes.VARIABLES if getattr(found, name) is None]
     if missing:
@@ -69,8 +76,9 @@ def initialize(place: Place) -> None:
     timer.start()
     try:
         jax.distributed.initialize(
-            found.coordinator, found.processes, found.process, local_device_ids=None if shared else [], initialization_timeout=place.join_timeout + 60
-        )
+            found.coordinator, found.processes, found.process, local_device_ids=None if shared else [], initialization_timeout=place.join_timeout + 60,
+            heartbeat_timeout_seconds=place.heartbeat + BACKSTOP,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise ConfigError(_advice(found, f"cannot join the others ({str(error).splitlines()[0]})")) from None
     finally:
@@ -177,7 +185,10 @@ def joined(place: Place, *, told: Callable[[BaseException], tuple[str, int]]) ->
             stack.enter_context(contextlib.redirect_stderr(silent))
             logging.getLogger().setLevel(logging.ERROR)
         signal.signal(signal.SIGTERM, lambda *_: fail("SIGTERM: nothing was begun that is lost. Start the same command again.", INTERRUPTED))
-        threading.Thread(target=_watch, name="hosts", daemon=True).start()
+        threading.Thread(target=_watch, args=(place.heartbeat,), name="hosts", daemon=True).start()
+        if _state.process_id:
+            threading.Thread(target=_guard, args=(place.heartbeat,), name="store", daemon=True).start()
+            _instead_of_abort()
         try:
             yield
             gather(None)  # while one works, it can fail, and the others must not have gone
@@ -192,12 +203,11 @@ def fail(message: str, code: int) -> NoReturn:
     if _state.num_processes == 1:
         print(message, file=sys.stderr, flush=True)
         os._exit(code)
-    entry = {"message": message, "code": code, "host": socket.gethostname()}
     try:
         ending = bool(_read(ENDED))
     except RuntimeError:
-        ending = False
-    _end(None if ending else entry)
+        _abandoned("is gone")
+    _end(None if ending else _entry(message, code))
 
 
 def _read(folder: str) -> dict[int, Any]:
@@ -205,12 +215,76 @@ def _read(folder: str) -> dict[int, Any]:
     return {int(key.rpartition("/")[2]): json.loads(text) for key, text in _state.client.key_value_dir_get(folder)}
 
 
-def _watch() -> None:
-    """Ends this process once another one says that it failed."""
+class _Silence:
+    """For how long a value has not changed, in seconds during which this process ran: one that was stopped itself has not waited."""
+
+    def __init__(self) -> None:
+        self._value, self._looked, self.seconds = None, time.monotonic(), 0.0
+
+    def look(self, value: Any) -> float:
+        before, self._looked = self._looked, time.monotonic()
+        self.seconds = 0.0 if value != self._value else self.seconds + min(self._looked - before, 2 * LOOK)
+        self._value = value
+        return self.seconds
+
+
+def _watch(limit: float) -> None:
+    """Gives signs of life, and ends this process once another one says that it failed; on process 0 also if one gives no sign of life within the limit."""
+    global _answers
+    own, silences, beat = [socket.gethostname(), 0], [_Silence() for _ in range(_state.num_processes)], 0.0
     while not _left.wait(LOOK):
-        with contextlib.suppress(RuntimeError):  # a store that is gone ends the process by JAX
+        with contextlib.suppress(RuntimeError):  # a store that is gone is for the guard
+            if time.monotonic() - beat > limit / BEATS:
+                beat, own[1] = time.monotonic(), own[1] + 1
+                _state.client.key_value_set(f"{ALIVE}{_state.process_id}", json.dumps(own), allow_overwrite=True)
             if _read(ENDED):
                 _end(None)
+            _answers += 1
+            if _state.process_id == 0:
+                signs = _read(ALIVE)
+                lost = [number for number, silence in enumerate(silences) if silence.look(signs.get(number)) > limit]
+                if lost:
+                    who = ", ".join(f"{number} ({signs[number][0]})" if number in signs else str(number) for number in lost)
+                    _end(_entry(_missed(f"process {who} has given no sign of life for {limit:.0f} s"), INTERRUPTED, lost=len(lost)))
+
+
+def _guard(limit: float) -> None:
+    """Ends this process if the store has not answered within the limit; the thread that asks it may hang with it."""
+    silence = _Silence()
+    while not _left.wait(LOOK):
+        if silence.look(_answers) > limit:
+            _abandoned(f"has not answered for {limit:.0f} s")
+
+
+def _missed(what: str) -> str:
+    return f"ptm: {what}: it was killed, its host is lost, or it hangs (--heartbeat says how long to wait). {AGAIN}"
+
+
+def _abandoned(what: str) -> NoReturn:
+    """Ends this process, whose store is not there, unless it is about to end for a reason that the store gave."""
+    _ending.acquire(timeout=GRACE + LOOK)
+    print(_missed(f"process 0, at {_state.coordinator_address}, {what}"), file=sys.__stderr__, flush=True)
+    os._exit(INTERRUPTED)
+
+
+def _instead_of_abort() -> None:
+    """Where process 0 is gone JAX aborts this one at once, from a thread outside of Python: it ends as if the guard had seen that. Other aborts stay what they are."""
+    library = ctypes.CDLL(None)
+
+    def heard(number: int) -> None:
+        answers = _answers
+        time.sleep(3 * LOOK)
+        if _answers == answers and not _left.is_set():
+            _abandoned("is gone")
+        library.signal(number, ctypes.c_void_p(0))  # and abort() goes on
+
+    _instead_of_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(heard)  # kept as long as the process
+    library.signal(signal.SIGABRT, _instead_of_abort.handler)
+
+
+def _entry(message: str, code: int, *, lost: int = 0) -> dict[str, Any]:
+    """Why a process ends all, and how many others can say nothing any more."""
+    return {"message": message, "code": code, "host": socket.gethostname(), "lost": lost}
 
 
 def _end(entry: dict[str, Any] | None) -> NoReturn:
@@ -222,7 +296,7 @@ def _end(entry: dict[str, Any] | None) -> NoReturn:
     with contextlib.suppress(RuntimeError):
         _state.client.key_value_set(f"{ENDED}{_state.process_id}", json.dumps(entry))
         until = time.monotonic() + GRACE
-        while len(found := _read(ENDED)) < _state.num_processes and time.monotonic() < until:
+        while len(found := _read(ENDED)) + sum(each["lost"] for each in found.values() if each) < _state.num_processes and time.monotonic() < until:
             time.sleep(0.02)
     reasons = {number: reason for number, reason in found.items() if reason is not None} or {_state.process_id: entry}
     number, reason = min(reasons.items())
@@ -258,7 +332,7 @@ def _detected(place: Place) -> Place:
             "this pod is one of an indexed Job of Kubernetes, and JAX cannot ask for the others: pip install 'jax[k8s]', or give --coordinator, --processes and "
             "--process; or --processes=1 for pods that work each for itself."
         )
-    return Place(coordinator=coordinator, processes=count, process=number, join_timeout=place.join_timeout)
+    return dataclasses.replace(place, coordinator=coordinator, processes=count, process=number)
 
 
 def _advice(place: Place, what: str) -> str:

@@ -29,6 +29,7 @@ class Place:
     processes: int | None = field(None, low=1, doc=f"Number of processes of the run, 1 = detect no others; also {VARIABLES['processes']}.")
     process: int | None = field(None, low=0, doc=f"Number of this process, from 0; also {VARIABLES['process']}.")
     join_timeout: int = field(300, low=1, unit="seconds", doc="How long to wait for the other processes.")
+    heartbeat: int = field(100, low=2, unit="seconds", doc="How long a process may give no sign of life before the others end.")
 
     def check(self, where: str) -> None:
         if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
@@ -39,7 +40,7 @@ class Place:
 
 def flags() -> dict[str, tuple[str, str]]:
     """Flag -> (what stands for its value, its meaning)."""
-    shown = {"coordinator": "HOST:PORT", "processes": "N", "process": "I", "join_timeout": "SECONDS"}
+    shown = {"coordinator": "HOST:PORT", "processes": "N", "process": "I", "join_timeout": "SECONDS", "heartbeat": "SECONDS"}
     assert shown.keys() == fields.annotations(Place).keys()
     return {key.name: (shown[key.name], key.metadata["doc"]) for key in dataclasses.fields(Place)}
 

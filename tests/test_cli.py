@@ -17,7 +17,7 @@ from ptm.fields import unparse
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 ALLOWED = (
-    "--config, --workdir, --print_config, --show_batch, --seeds, --allow_change, --coordinator, --processes, --process, --join_timeout, --config.SECTION.KEY=VALUE"
+    "--config, --workdir, --print_config, --show_batch, --seeds, --allow_change, --coordinator, --processes, --process, --join_timeout, --heartbeat, --config.SECTION.KEY=VALUE"
 )
 
 

@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from ledger import tell
 from test_imports import ROOT, _files, imports
 
 from ptm import cli, processes
@@ -24,7 +24,7 @@ from ptm.checkpoint import owed, steps_in
 from ptm.fields import ConfigError
 from ptm.processes import Place
 
-LIMIT = 120.0  # seconds after which children count as hanging and are killed
+LIMIT = 300.0  # seconds after which children count as hanging and are killed
 STEPS = 8
 SHORT = {"train.steps": STEPS, "train.microbatches": 1, "checkpoint.every": 3, "evals.validation.every": STEPS, "log.every": 1}
 WORDS = tuple(f"--config.{key}={value}" for key, value in SHORT.items())
@@ -135,7 +135,8 @@ def test_places(environment):
     assert processes.place(NOTHING) == Place() and processes.launched() is None
     environment(JAX_COORDINATOR_ADDRESS="a:1", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3")
     assert processes.place(NOTHING) == Place(coordinator="a:1", processes=4, process=3)
-    assert processes.place(NOTHING | {"processes": "5", "join_timeout": "9"}) == Place(coordinator="a:1", processes=5, process=3, join_timeout=9)
+    given = NOTHING | {"processes": "5", "join_timeout": "9", "heartbeat": "8"}
+    assert processes.place(given) == Place(coordinator="a:1", processes=5, process=3, join_timeout=9, heartbeat=8)
     environment(**SRUN)
     assert processes.place(NOTHING) == Place(processes=2, process=1) and processes.announced(processes.place(NOTHING))
     assert not processes.announced(processes.place(NOTHING | {"processes": "1"}))
@@ -316,8 +317,9 @@ def faulty(tmp_path_factory) -> str:
         ("concat", (2, 2), (4, 1), (2, 2)),
     ],
 )
-def test_other_numbers_of_processes(kind, begin, then, like, text, faulty, whole, tmp_path):
+def test_other_numbers_of_processes(kind, begin, then, like, text, faulty, whole, tmp_path, record_property):
     """Stopped by a signal to one process at its fourth batch, gone on with in another number of processes: the run that nothing interrupted."""
+    tell(record_property, f"9. resume on other processes and devices: {begin[0]} x {begin[1]} -> {then[0]} x {then[1]}")
     expected, workdir = whole(kind, *like), tmp_path / "run"
     if begin[0] == 1:
         with runs.at_batch(5, runs.stop):
@@ -345,8 +347,9 @@ def test_sigusr1_to_one_process_saves_once(text, faulty, whole, tmp_path):
 
 
 @several
-def test_a_signal_to_one_process_during_an_evaluation(text, faulty, whole, tmp_path):
+def test_a_signal_to_one_process_during_an_evaluation(text, faulty, whole, tmp_path, record_property):
     """All give it up after the same batch, and make it when they go on."""
+    tell(record_property, "8. 2 processes: one is asked to stop")
     several_batches = "--config.evals.validation.batch_size=2"
     ended = train("concat", tmp_path / "run", text, several_batches, processes=2, recipe=faulty, PTM_TEST_FAULT="eval SIGTERM")
     assert [one.code for one in ended] == [75, 75] and "The evaluation validation of step " in ended[0].err and silent(ended[1]), ended
@@ -359,8 +362,9 @@ def test_a_signal_to_one_process_during_an_evaluation(text, faulty, whole, tmp_p
 
 
 @several
-def test_a_damaged_checkpoint(text, whole, tmp_path):
+def test_a_damaged_checkpoint(text, whole, tmp_path, record_property):
     """All processes go on from the step before it."""
+    tell(record_property, "8. 2 processes: a damaged checkpoint")
     workdir = tmp_path / "run"
     shutil.copytree(whole("concat", 2, 1), workdir)
     shutil.rmtree(workdir / "ckpt" / str(STEPS))
@@ -374,15 +378,13 @@ def test_a_damaged_checkpoint(text, whole, tmp_path):
 @several
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [("setup config", 2), ("setup SIGTERM", 75), ("batch config", 2), ("batch bug", 1), pytest.param("batch SIGKILL", None, marks=pytest.mark.slow)],
+    [("setup config", 2), ("setup SIGTERM", 75), ("batch config", 2), ("batch bug", 1)],
 )
-def test_a_fault_of_one_process_ends_all(fault, code, text, faulty, tmp_path):
-    """With its exit code and one message; a process that is gone without a word is missed by JAX, which takes 100 seconds."""
+def test_a_fault_of_one_process_ends_all(fault, code, text, faulty, tmp_path, record_property):
+    """With its exit code and one message."""
+    tell(record_property, "8. 2 processes: one fails")
     begun = time.monotonic()
     ended = train("concat", tmp_path / "run", text, processes=2, recipe=faulty, PTM_TEST_FAULT=fault)
-    if fault == "batch SIGKILL":
-        assert ended[1].code == -signal.SIGKILL and ended[0].code != 0 and "another task died" in ended[0].err, ended
-        return
     assert [one.code for one in ended] == [code, code] and time.monotonic() - begun < 60, ended
     told, what = ended[0].err, "SIGTERM before the first step" if fault == "setup SIGTERM" else "this is what went wrong"
     assert f"ptm: process 1 ({socket.gethostname()}) failed:" in told and silent(ended[1]), ended
