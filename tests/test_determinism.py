@@ -35,7 +35,7 @@ def test_the_switch_is_a_flag_that_comes_in_time(monkeypatch):
 
 
 def test_the_switch_is_written_down(tmp_path):
-    options = runs.tiny("concat", text=runs.corpus(tmp_path / "corpus.txt"), train__steps=1, compute__deterministic=True)
+    options = runs.tiny("concat", text=runs.corpus(tmp_path / "corpus.txt"), train__steps=2, compute__deterministic=True)
     assert runs.run(options, tmp_path / "run") == 0  # a CPU needs nothing, also when its devices are open
     session = json.loads((tmp_path / "run/env.json").read_text())["history"][-1]
     assert session["deterministic"] is True and session["xla_flags"] == os.environ["XLA_FLAGS"]
