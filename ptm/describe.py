@@ -1,6 +1,7 @@
 """What a run says about itself: the files that describe it in its workdir, and the summary at its end."""
 
 import json
+import os
 import platform
 import subprocess
 import time
