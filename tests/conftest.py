@@ -37,6 +37,7 @@ RUNS = {
     "test_experiments.py::test_coordinates_stay_under_mup_and_grow_in_the_standard_parametrisation[concat]",
     "test_run.py::test_a_run_goes_on_when_the_checkpoint_it_began_from_is_gone", "test_training.py::test_a_sharded_run_is_the_run_of_one_device",
     "test_vocabulary.py::test_tables_grow_and_old_predictions_stay[mlm]", "test_watchdog.py::test_a_run_may_end_by_itself",
+    "test_ledger.py::test_the_summary_of_a_run_of_tests", "test_skipped_steps.py::test_skipped_steps_are_steps_that_do_nothing[one]",
 }  # fmt: skip
 
 
