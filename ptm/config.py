@@ -92,14 +92,26 @@ def set_section(config: ConfigDict, name: str, section: Any) -> None:
         config[name] = _section(section)
 
 
-def _class_of(section: ConfigDict, registries: Registries, kind: str, where: str) -> type:
-    if not isinstance(section, ConfigDict):
+def _require_section(section: Any, where: str) -> None:
+    if not isinstance(section, ConfigDict | dict):
         raise ConfigError(f"{where}={section!r} is no section; allowed: keys with their values.")
+
+
+def _as_config(stored: Any, where: str) -> ConfigDict:
+    _require_section(stored, where)
+    try:
+        return ConfigDict(stored)
+    except (AttributeError, TypeError, ValueError) as error:  # of a key with a dot, or one that the class has an attribute of
+        raise ConfigError(f"{where} cannot be read: {error}") from None
+
+
+def _class_of(section: ConfigDict, registries: Registries, kind: str, where: str) -> type:
+    _require_section(section, where)
     if "name" not in section:
         raise ConfigError(f"{where} has no key 'name'; allowed: {', '.join(sorted(registries[kind]))}.")
-    if kind == "model" and section.name == ModelOfInit.name:
+    if kind == "model" and section["name"] == ModelOfInit.name:
         return ModelOfInit
-    return fields.lookup(registries[kind], section.name, where + ".name")
+    return fields.lookup(registries[kind], str(section["name"]), where + ".name")
 
 
 def _declared(section: ConfigDict, cls: type, where: str, registries: Registries) -> dict[str, tuple[Any, dict]]:
@@ -158,6 +170,7 @@ def override(config: ConfigDict, key: str, text: str, registries: Registries) ->
 
 
 def _read_all(sections: ConfigDict, where: str, registries: Registries, kind: str) -> dict[str, Any]:
+    _require_section(sections, where)
     for name in sections:
         if not untrusted.is_name(name) or "." in name:
             raise ConfigError(f"{where} has an entry named {name!r}; allowed: letters, digits, _, - and + (files and keys are named after it).")
@@ -166,6 +179,7 @@ def _read_all(sections: ConfigDict, where: str, registries: Registries, kind: st
 
 
 def _read(section: Any, cls: type, where: str, registries: Registries) -> Any:
+    _require_section(section, where)
     hints, tables = fields.annotations(cls), fields.tables(cls)
     given = dict(section)
     if "name" not in hints:
@@ -176,7 +190,7 @@ def _read(section: Any, cls: type, where: str, registries: Registries) -> Any:
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in given and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"missing key {where}.{missing[0]}.")
-    inner = {key: _read_all(given[key], f"{where}.{key}", registries, table) for key, table in tables.items()}
+    inner = {key: _read_all(given[key], f"{where}.{key}", registries, table) for key, table in tables.items() if key in given}
     value = cls(**inner, **{key: fields.coerce(item, hints[key], f"{where}.{key}") for key, item in given.items() if key not in tables})
     fields.check(value, where)
     return value
@@ -184,7 +198,7 @@ def _read(section: Any, cls: type, where: str, registries: Registries) -> Any:
 
 def resolve(config: ConfigDict | dict, registries: Registries) -> Config:
     """The checked dataclasses of a config. Raises ConfigError on an unknown, missing, mistyped or out-of-range key."""
-    config = ConfigDict(config)
+    config = _as_config(config, "the config")
     known = (*TOP_LEVEL, "model", "objective", "evals", *SECTIONS)
     for key in config:
         if key not in known:
@@ -216,10 +230,14 @@ def complete(stored: dict[str, Any], registries: Registries) -> dict[str, Any]:
             raise ConfigError(f"the config has no {key}.")
 
     def entry(section: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
-        return filled(section, _class_of(ConfigDict(section), registries, kind, where), where)
+        return filled(section, _class_of(_as_config(section, where), registries, kind, where), where)
 
     def filled(section: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
+        _require_section(section, where)
         hints, tables = fields.annotations(cls), fields.tables(cls)
+        for key in tables:
+            if key in section:
+                _require_section(section[key], f"{where}.{key}")
         for key in section:
             if key not in hints and key != "name":
                 raise ConfigError(f"unknown key {where}.{key}.{fields.nearest(key, hints)} Allowed: {', '.join(hints)}.")
@@ -230,6 +248,8 @@ def complete(stored: dict[str, Any], registries: Registries) -> dict[str, Any]:
         }
         return {**section, **inner, **{key: list(value) if isinstance(value, tuple) else value for key, value in added.items()}}
 
+    if "evals" in stored:
+        _require_section(stored["evals"], "evals")
     sections = {name: filled(stored[name] if name in stored else {}, cls, name) for name, cls in SECTIONS.items()}
     parts = {name: entry(stored[name], name, name) for name in ("model", "objective")}
     evals = {name: entry(section, "eval", f"evals.{name}") for name, section in stored["evals"].items()} if "evals" in stored else {}
