@@ -14,6 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+
 class ConfigError(ValueError):
     """Wrong usage or configuration: says what was given, what is allowed and what to do. The command line exits with 2 on it."""
 
@@ -50,6 +53,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for a misspelt word, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a number that a message lists, ascending: those up to 4096, whatever the number is."""
+    return [n for n in range(1, min(number, 4096) + 1) if number % n == 0]
 
 
 def lookup(table: dict[str, Any], name: str, what: str) -> Any:
@@ -97,7 +105,9 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         return float(value)
     if isinstance(inner, type) and isinstance(value, inner) and not (inner is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}={value!r} has type {type(value).__name__}; allowed: {type_name(annotation)}.")
+    shown = repr(value)
+    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+    raise ConfigError(f"{where}={shown} has type {type(value).__name__}; allowed: {type_name(annotation)}.")
 
 
 _ITEM = re.compile(r"""(?:^|(?<=,))(\s*"(?:[^"]|"")*"\s*|\s*'(?:[^']|'')*'\s*|(?:\{[^{}]*\}|[^,])*)(?=,|$)""")

@@ -63,8 +63,7 @@ def check(config: Config) -> None:
         )
     for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
         if train.batch_size % parts:
-            divisors = [n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0]
-            raise ConfigError(f"{key}={parts} does not divide train.batch_size={train.batch_size}; allowed: {', '.join(map(str, divisors))}.")
+            raise ConfigError(f"{key}={parts} does not divide train.batch_size={train.batch_size}; allowed: {', '.join(map(str, fields.divisors(train.batch_size)))}.")
     if _remembers(objective) and streams(config) != train.batch_size:
         raise ConfigError(
             f"data.streams={config.data.streams}, but with objective.memory_length={objective.memory_length} each row of a batch goes on where it ended in the "

@@ -1,6 +1,7 @@
 """A family's table read in both directions: a directory's tensors become our parameters, our parameters become tensors."""
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from ptm.nn.context import Context
 from ptm.nn.heads import head_names, split_head
 
 MAX_LINES = 40
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"), 4096
+MOST_SIZE, SIZE_ALLOWED = 4, 10**8  # parameters of a config for each number in its files, and so many in any case: less is told tensor by tensor
 LABELLED = ("classify", "tag")  # heads whose outputs have names
 
 
@@ -90,6 +93,9 @@ def read_config(family: Family, theirs: Mapping[str, Any], source: Source | None
     """Our config of their config.json, or None, and the problems."""
     keys: dict[str, Any] = {}
     problems = []
+    for key in LAYERS:
+        if key in theirs and isinstance(theirs[key], int) and theirs[key] > MOST_LAYERS:  # tables make lists of so many
+            return None, [f"config     {key}={theirs[key]} is not supported; supported: up to {MOST_LAYERS}"]
     for alias, name in family.aliases.items():
         if alias in theirs:
             if name in theirs and theirs[name] != theirs[alias]:
@@ -155,7 +161,7 @@ def read(family: Family, directory: files.Directory) -> Imported:
     if config is None:
         _refuse(what, problems, advice)
     heads = found_heads(family, source)
-    wanted, used = shapes(config, heads), set()
+    wanted, used = _affordable(config, heads, directory), set()
     params: dict[str, np.ndarray] = {}
     rules, mapped = family.rules(config, heads), set()
     for rule in rules:
@@ -194,6 +200,20 @@ def read(family: Family, directory: files.Directory) -> Imported:
     _refuse(what, problems, advice)
     notes = ["auto_map of config.json is ignored: no code that a directory names is run."] if "auto_map" in directory.config else []
     return Imported(family, config, heads, tree.unflatten({path: np.asarray(leaf, np.float32) for path, leaf in params.items()}), notes, label_names(directory.config, heads))
+
+
+def _affordable(config: Any, heads: tuple[str, ...], directory: files.Directory) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model that its files could fill; a config.json of a few bytes may claim any size."""
+    held = sum(math.prod(tensor.shape) for tensor in directory.tensors.values())
+    try:
+        wanted = shapes(config, heads)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(f"'{directory.folder}': {files.CONFIG} describes no model that can be made ({' '.join(str(error).split())[:200]}).") from None
+    size = sum(map(math.prod, wanted.values()))
+    if size > MOST_SIZE * held + SIZE_ALLOWED:
+        told = f"describes {size:,} parameters, but its files hold {held:,} numbers"
+        raise ConfigError(f"'{directory.folder}': {files.CONFIG} {told}. Fetch all files of the model.")
+    return wanted
 
 
 def _left_over(family: Family, source: Source, used: set[str]) -> list[str]:

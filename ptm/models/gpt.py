@@ -26,7 +26,7 @@ class Config:
     summary: ClassVar[str] = "last"  # position whose hidden state stands for a row
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
-    num_layers: int = field(12, low=1, doc="Layers.")
+    num_layers: int = field(12, low=1, high=4096, doc="Layers.")
     width: int = field(768, low=1, doc="Width of the residual stream.")
     num_heads: int = field(12, low=1, doc="Attention heads; divides width.")
     mlp_width: int | None = field(None, low=1, doc="Width of the feed-forward; None = 4 x width.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from ptm.fields import ConfigError, field
+from ptm.fields import ConfigError, divisors, field
 from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
 from ptm.nn.heads import Headed
@@ -30,7 +30,7 @@ class Config:
     summary: ClassVar[str] = "last"  # position whose hidden state stands for a row
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
-    num_layers: int = field(32, low=1, doc="Layers.")
+    num_layers: int = field(32, low=1, high=4096, doc="Layers.")
     width: int = field(4096, low=1, doc="Width of the residual stream.")
     num_heads: int = field(32, low=1, doc="Query heads.")
     num_kv_heads: int | None = field(None, low=1, doc="Key and value heads; divides num_heads; None = num_heads.")
@@ -64,10 +64,10 @@ class Config:
 
     def check(self, where: str) -> None:
         if self.head_dim is None and self.width % self.num_heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            fits = divisors(self.width)
             raise ConfigError(f"{where}.num_heads={self.num_heads} does not divide {where}.width={self.width}; head counts that fit: {fits}, or set head_dim.")
         if self.num_heads % (self.num_kv_heads or 1):
-            fits = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            fits = divisors(self.num_heads)
             raise ConfigError(f"{where}.num_kv_heads={self.num_kv_heads} does not divide {where}.num_heads={self.num_heads}; allowed: {fits}.")
         if self.rotary_dim() % 2:
             raise ConfigError(f"{where}: {self.rotary_dim()} turning dimensions of a head; their number must be even. Change head_dim or rotary_share.")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ptm.fields import ConfigError, field
+from ptm.fields import ConfigError, divisors, field
 from ptm.nn.context import Context
 from ptm.nn.dropout import Dropout
 from ptm.nn.embed import Embed
@@ -31,7 +31,7 @@ class Config:
     summary: ClassVar[str] = "first"  # position whose hidden state stands for a row
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
-    num_layers: int = field(22, low=1, doc="Layers.")
+    num_layers: int = field(22, low=1, high=4096, doc="Layers.")
     width: int = field(768, low=1, doc="Width of the residual stream.")
     num_heads: int = field(12, low=1, doc="Attention heads; divides width.")
     mlp_width: int = field(1152, low=1, doc="Width of the gated feed-forward.")
@@ -56,7 +56,7 @@ class Config:
 
     def check(self, where: str) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0 and (self.width // n) % 2 == 0]
+            fits = [n for n in divisors(self.width) if (self.width // n) % 2 == 0]
             raise ConfigError(f"{where}.num_heads={self.num_heads} must divide {where}.width={self.width} into heads of even width; head counts that fit: {fits}.")
 
     def block(self) -> BlockConfig:

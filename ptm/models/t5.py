@@ -28,8 +28,8 @@ class Config:
     max_length: ClassVar[None] = None  # relative positions: any length
 
     vocab_size: int | None = field(None, low=1, unit="pieces", doc="Rows of the token table; None = the tokenizer's size.")
-    num_layers: int = field(12, low=1, doc="Layers of the encoder.")
-    decoder_layers: int | None = field(None, low=1, doc="Layers of the decoder; None = as the encoder.")
+    num_layers: int = field(12, low=1, high=4096, doc="Layers of the encoder.")
+    decoder_layers: int | None = field(None, low=1, high=4096, doc="Layers of the decoder; None = as the encoder.")
     width: int = field(768, low=1, doc="Width of the residual stream.")
     num_heads: int = field(12, low=1, doc="Attention heads.")
     head_dim: int = field(64, low=1, doc="Width of a head.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ptm.fields import ConfigError
+from ptm.fields import ConfigError, divisors
 from ptm.nn.position import RotaryConfig
 
 BIASED = ("qkv", "out", "mlp", "norm")
@@ -51,8 +51,7 @@ class LayerKind:
 def check_heads(where: str, *, width: int, num_heads: int) -> None:
     """Raises ConfigError if the heads of the config at `where` do not share its width equally."""
     if width % num_heads:
-        fits = [n for n in range(1, width + 1) if width % n == 0]
-        raise ConfigError(f"{where}.num_heads={num_heads} does not divide {where}.width={width}; head counts that fit: {fits}.")
+        raise ConfigError(f"{where}.num_heads={num_heads} does not divide {where}.width={width}; head counts that fit: {divisors(width)}.")
 
 
 def block_flops(config: BlockConfig, *, length: int, keys: int, memory: int = 0) -> float:
