@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ptm import config as config_lib
-from ptm import hf, lora, models, registry, specs, tree, weights
+from ptm import hf, lora, models, registry, specs, tree, untrusted, weights
 from ptm import run as run_lib
 from ptm.checkpoint import MANIFEST
 from ptm.fields import ConfigError
@@ -114,7 +114,7 @@ def _saved(spec: str) -> str:
     """Hash of the saved states that a spec of a checkpoint names, from their manifests."""
     checkpoints, steps, which = specs.open_spec(spec)
     with checkpoints:
-        manifests = [json.loads((checkpoints.folder / str(step) / MANIFEST).read_text())["files"] for step in steps]
+        manifests = [untrusted.read_json(checkpoints.folder / str(step) / MANIFEST)["files"] for step in steps]
     states = [{name: entry for name, entry in manifest.items() if name.startswith("state/")} for manifest in manifests]
     return hashlib.sha256(json.dumps([which, states], sort_keys=True).encode()).hexdigest()
 

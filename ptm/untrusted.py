@@ -6,20 +6,22 @@ Workdirs, studies, models and data are passed around, so that none of their file
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 LARGEST_JSON = 256 << 20  # bytes of a file that is parsed as a whole
+BLOCK = 1 << 16
 MOST_NESTED = 64  # containers within each other; deeper ones would exhaust the stack of whoever walks through them
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*")
 LONGEST_NAME = 200  # characters, which leaves room for what is put behind it in the name of a file
 
 
-def json_of(content: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for one that is none, is no UTF-8, or nests too deeply."""
+def json_of(content: str | bytes, *, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """The value of a JSON text; `parse_constant` makes those of NaN, Infinity and -Infinity. Raises ValueError for one that is none, is no UTF-8, or nests too deeply."""
     text = content if isinstance(content, str) else content.decode("utf-8")
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=parse_constant)
     except RecursionError:
         raise ValueError(f"it nests more than {MOST_NESTED} deep") from None
     if text.count("[") + text.count("{") > MOST_NESTED:
@@ -39,11 +41,14 @@ def _require_flat(value: Any) -> None:
 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """A file as a whole. Raises OSError, and ValueError for one that is larger than anything that is read so."""
+    blocks, left = [], LARGEST_JSON
     with open(path, "rb") as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
-    return content
+        while block := file.read(BLOCK):  # reading so many bytes at once would take the memory of all of them first
+            blocks.append(block)
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
+    return b"".join(blocks)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, NoReturn
 
+from ptm import untrusted
 from ptm.data.records import BadRecord, MissingColumn, Source, find, plain
 from ptm.fields import ConfigError
 
@@ -43,10 +44,10 @@ def arrived(file: IO[bytes]) -> Iterator[list[Line]]:
 
 def _line(number: int, content: bytes) -> Line:
     try:
-        record = json.loads(content.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_refuse)
+        record = untrusted.json_of(content.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_refuse)
         if b"\\u" in content:  # half of a pair of escapes is no text
             json.dumps(record, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Line(number, {}, f"not JSON in UTF-8 ({error})")
     if not isinstance(record, dict):
         return Line(number, {}, f'{JSON_NAMES[type(record)]}, not an object such as {{"text": "..."}}')

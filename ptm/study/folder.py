@@ -141,7 +141,7 @@ def read(folder: str | os.PathLike) -> Record:
 def _read(path: str, *_: int) -> Record:
     try:
         return record_of(untrusted.read_json(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from None
         raise ConfigError(

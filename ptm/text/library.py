@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ class FileTokenizer(Tokenizer):
         """Raises ConfigError if the file is damaged or if it cannot be told how its pieces spell text."""
         try:
             pipeline = Pipeline.from_str(text_of(files["tokenizer.json"], what="tokenizer.json"))
+            first = pipeline.encode("a", add_special_tokens=False).tokens[:1]
         except Exception as error:  # the library raises nothing narrower
             raise ConfigError(f"tokenizer.json is not a file of the tokenizers library ({error}).") from None
         pipeline.no_padding()
@@ -50,7 +52,7 @@ class FileTokenizer(Tokenizer):
             names = [name if i in added else readable(name) for i, name in enumerate(names)]
         elif any(name.startswith(SPACE) for name in names):
             texts = [bytes([int(name[3:5], 16)]) if _is_byte(name) else name.replace(SPACE, " ").encode() for name in names]
-            prefix = pipeline.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
+            prefix = "".join(first).startswith(SPACE)
         else:
             raise ConfigError(
                 "tokenizer.json: cannot tell how its pieces spell text; allowed: WordPiece or WordLevel models, byte-level BPE, pieces with '▁' for a space."
@@ -97,4 +99,4 @@ def _types(node: dict | list | None) -> set[str]:
 
 
 def _is_byte(name: str) -> bool:
-    return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
+    return re.fullmatch("<0x[0-9A-Fa-f]{2}>", name) is not None

@@ -74,13 +74,13 @@ class SentencePieceTokenizer(Tokenizer):
         """`lowercase` lower-cases text before the model sees it; ALBERT's and XLNet's models are known by their pieces and get their own preprocessing."""
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=files["spiece.model"])
-        except RuntimeError as error:
+            model, size = self._model, self._model.get_piece_size()
+            names = [model.id_to_piece(i) for i in range(size)]
+            texts = [bytes([int(names[i][3:5], 16)]) if model.is_byte(i) else names[i].replace(SPACE, " ").encode() for i in range(size)]
+            controls = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
+            prefix = model.encode("a", out_type=str)[0].startswith(SPACE)
+        except (RuntimeError, ValueError, IndexError) as error:  # also of pieces that are no text or no byte, and of a model that gives none
             raise ConfigError(f"the sentencepiece model cannot be read ({error}); is it the right file?") from None
-        model, size = self._model, self._model.get_piece_size()
-        names = [model.id_to_piece(i) for i in range(size)]
-        texts = [bytes([int(names[i][3:5], 16)]) if model.is_byte(i) else names[i].replace(SPACE, " ").encode() for i in range(size)]
-        controls = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
-        prefix = model.encode("a", out_type=str)[0].startswith(SPACE)
         known = {names[i] for i in controls}
         albert, xlnet = {"[CLS]", "[SEP]", "[MASK]"} <= known, {"<cls>", "<sep>", "<eod>"} <= known
         super().__init__(
