@@ -172,6 +172,19 @@ def ordering(better: str, worse: str, metric: str = ACCURACY, relation: str = ">
     return {"better": better, "worse": worse, "metric": metric, "relation": relation, "source": "table 1"}
 
 
+def nasty_run(folder: Path) -> Path:
+    """A run whose folder, data, metrics, versions, parameters and answers are hostile."""
+    told = session(versions={"ptm": NASTY, NASTY: "1"}, changes={NASTY: [NASTY, NASTY]}, git={"commit": NASTY, "dirty": True})
+    answers = [{"id": NASTY, "text": NASTY, NASTY: [NASTY, {NASTY: NASTY}]}, {"id": "<script>alert(3)</script>", "prediction": "javascript:alert(4)"}]
+    made = workdir(
+        folder / "<img src=x onerror=alert(5)>", changes={"data.source": [f"text:{NASTY}"]}, finals={"validation/loss": 1.0, f"validation/{NASTY}": 2.0},
+        curve=[(10, 4.0), (100, 1.0)], history=[told, told], data=NASTY, answers=answers,
+    )  # fmt: skip
+    parameters = (made / "params.txt").read_text()
+    (made / "params.txt").write_text(parameters.replace("embed mlp", NASTY).replace("norm/scale", NASTY))
+    return made
+
+
 def nasty(folder: Path) -> Path:
     """A study whose every name is hostile."""
     metrics = [{**BOTH[0], "label": NASTY}, BOTH[1]]

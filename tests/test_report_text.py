@@ -8,13 +8,14 @@ import io
 import json
 import math
 import re
+import socket
 
 import numpy as np
 import pytest
-from reports import BOTH, CLEAR, NASTY, nasty, ordering, study
+from reports import BOTH, CLEAR, NASTY, nasty, nasty_run, ordering, study
 
 from ptm import statistics, tree
-from ptm.report import command, document, page, reading, text
+from ptm.report import command, document, page, reading, runs, text
 from ptm.report import study as study_lib
 from ptm.report.document import Table
 
@@ -32,6 +33,16 @@ def test_no_text_becomes_markup_on_the_page(tmp_path):
     for tag in ("script", "style"):
         content = re.search(f"<{tag}>(.*?)</{tag}>", made, re.DOTALL)[1]
         assert base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() in policy
+
+
+def test_no_text_of_a_run_becomes_markup_or_a_command(tmp_path):
+    made = runs.report(runs.found_runs([str(nasty_run(tmp_path))]))
+    html = page.render(made)
+    assert html.count("<script") == 2 and html.count("</script>") == 2 and "<img" not in html and "\x1b" not in html
+    assert "alert(1)" in html and "alert(4)" in html and "alert(5)" in html, "what is hostile is shown, as text"
+    assert not {c for c in text.terminal(made) if not c.isprintable()} - {"\n"}
+    assert not re.search(r"(?<!\\)<(script|img)", text.markdown(made, {}))
+    assert r"\input" not in "".join(line for line in text.latex(made).splitlines() if not line.startswith("%"))
 
 
 def test_no_text_becomes_a_command_of_a_terminal(tmp_path):
@@ -186,3 +197,40 @@ def test_page_in_a_browser(watched, tmp_path, width):
     assert tab.locator("html").get_attribute("class") == "dark" and tab.evaluate("getComputedStyle(document.body).backgroundColor") != before
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out sideways"
     assert said == [] and asked == [(folder / "report.html").as_uri()]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("words", ["run", "compare", "study"])
+def test_hostile_text_does_nothing_in_a_browser(words, watched, tmp_path):
+    """Every page is opened, its closed parts too: no script of the data runs, nothing is fetched, no element is made of text."""
+    if words == "study":
+        given = command.Options(words=(str(nasty(tmp_path / "s")),), output=str(tmp_path / "out"))
+    elif words == "run":
+        given = command.Options(words=(str(nasty_run(tmp_path / "a")),), output=str(tmp_path / "out"))
+    else:
+        given = command.Options(words=(str(nasty_run(tmp_path / "a")), str(nasty_run(tmp_path / "b"))), output=str(tmp_path / "out"), compare=True)
+    command.report(given)
+    tab, said, asked = watched(tmp_path / "out/report.html", width=1280)
+    for closed in tab.locator("summary").all():
+        closed.click()
+    shown = tab.locator("body").inner_text()
+    assert "alert(1)" in shown and tab.locator("img, iframe, object, embed").count() == 0 and tab.locator("script").count() == 2
+    assert tab.locator("a[href^='javascript']").count() == 0
+    assert said == [] and asked == [(tmp_path / "out/report.html").as_uri()]
+
+
+@pytest.mark.browser
+def test_the_policy_stops_what_would_get_through(watched, tmp_path):
+    """Were a text to become markup after all, its scripts would not run and nothing would be fetched."""
+    made = page.render(runs.report(runs.found_runs([str(nasty_run(tmp_path))])))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        picture = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
+        hostile = f'<script>alert(1)</script><img src="{picture}" onerror="alert(2)"><a id="go" href="javascript:alert(3)">go</a>'
+        (tmp_path / "page.html").write_text(made.replace("</body>", f"{hostile}</body>"), encoding="utf-8")
+        tab, said, _ = watched(tmp_path / "page.html", width=1280)
+        tab.locator("#go").click()
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert "dialog" not in said
+    assert len([line for line in said if "Content Security Policy" in line]) >= 3
