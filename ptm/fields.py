@@ -13,7 +13,6 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-
 LONGEST_SHOWN = 200  # characters of a value in a message
 
 
