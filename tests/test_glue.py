@@ -199,7 +199,7 @@ def test_malformed_entries_are_named(tmp_path):
     )
     assert [corpus.record(0, n) is not None for n in range(len(source))] == [False, True, True, True, True, True, False]
     assert [reason.partition(":")[2].split(" (")[0] for reason in corpus.describe_bad()] == ["line1: not of the form multirc", "line3: broken JSON"]
-    (tmp_path / "c3.json").write_text('[{"question": 1}]')
+    (tmp_path / "c3.json").write_text('{"question": 1}')
     assert "is not in C3's format" in refusal(opened, f"c3:{tmp_path}/c3.json", "text=text")
     (tmp_path / "chid.json").write_text((TASKS / "clue/chid/dev.json").read_text())
     (tmp_path / "chid_answer.json").write_text("[1, 2]")

@@ -52,7 +52,7 @@ MISTAKES = [  # recipe, overrides (without --config.), what the message must hol
     (GPT, "train.batch_size=0", "train.batch_size=0", "1 or more rows"),
     (GPT, "train.ema_decay=1.5", "train.ema_decay=1.5", "0.0 to 1.0"),
     (GPT, "train.skip_window=1", "train.skip_window=1", "2 or more"),
-    (GPT, "model.num_layers=0", "model.num_layers=0", "1 or more"),
+    (GPT, "model.num_layers=0", "model.num_layers=0", "1 to 4096"),
     (GPT, "model.dropout=2", "model.dropout=2", "0.0 to 1.0"),
     (GPT, "optimizer.learning_rate=-1", "optimizer.learning_rate=-1", "0.0 or more"),
     (GPT, "data.length=0", "data.length=0", "2 or more tokens"),

@@ -206,7 +206,8 @@ def test_refused(changes, parts):
     [
         ({}, "objective mixture has no parts"),
         ({"a": mlm.Config(), "b": span_corruption.Config()}, "objective span_corruption trains models of kind encoder_decoder, but model bert"),
-        ({"a b": mlm.Config()}, "the name of a part"),
+        ({"a b": mlm.Config()}, "objective.parts has an entry named 'a b'"),
+        ({"a-b": mlm.Config()}, "the name of a part"),
         ({"a": mixture.Config(parts=PARTS)}, "is a mixture itself"),
     ],
 )
