@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,22 +167,30 @@ def test_a_search_goes_on(study_text, tmp_path):
     assert "best of 2 trials" in subprocess.run(words, env=environment(study_text), check=True, capture_output=True, text=True).stdout
 
 
+def attempts(root: Path) -> list[dict]:
+    """Those of all runs of a study so far; none before it has a folder."""
+    return [attempt for run in folder.read(root).runs for attempt in folder.state(root, run).attempts] if (root / folder.FILE).is_file() else []
+
+
 @pytest.mark.faults
 def test_killed_at_random_moments(whole, study_text, tmp_path, long, record_property):
     """SIGKILL to the runner and its run, twice (five times), ends with exactly the figures of a study that nothing interrupted."""
     rng, kills = random.Random(1), 5 if long else 2
     tell(record_property, "1. SIGKILL at random moments: a study and its run", tried=kills)
     for _ in range(kills):
+        before = len(attempts(tmp_path))
         process = subprocess.Popen(command(tmp_path), env=environment(study_text), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(attempts(tmp_path)) == before:  # the runner comes up, however busy the machine is
+            assert process.poll() is None
+            time.sleep(0.1)
         with pytest.raises(subprocess.TimeoutExpired):  # it is killed while it works
-            process.wait(timeout=rng.uniform(5, 12))
+            process.wait(timeout=rng.uniform(0, 5))
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
         for pid in (process.pid, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
-    attempts_before = [attempt for run in folder.read(tmp_path).runs for attempt in folder.state(tmp_path, run).attempts]
-    assert any(attempt["end"] is None for attempt in attempts_before), "a kill hit a run"
+    assert any(attempt["end"] is None for attempt in attempts(tmp_path)), "a kill hit a run"
     subprocess.run(command(tmp_path), env=environment(study_text), check=True)
     assert everything(tmp_path) == everything(whole)
     for run in folder.read(tmp_path).runs:
