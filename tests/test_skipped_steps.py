@@ -136,10 +136,10 @@ def assert_skipped(workdir: Path, expected: dict[str, bytes]) -> None:
     ("microbatches", "mesh"),
     [
         pytest.param(2, {}, id="one"),
-        pytest.param(1, {}, id="whole_batches", marks=pytest.mark.faults),
+        pytest.param(1, {}, id="whole_batches", marks=pytest.mark.slow),
         pytest.param(4, {}, id="microbatches", marks=pytest.mark.faults),
         pytest.param(2, {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}, id="sharded", marks=pytest.mark.faults),
-        pytest.param(1, {"mesh__data": 8, "mesh__preset": "dp"}, id="dp", marks=pytest.mark.faults),
+        pytest.param(1, {"mesh__data": 8, "mesh__preset": "dp"}, id="dp", marks=pytest.mark.slow),
     ],
 )
 def test_skipped_steps_are_steps_that_do_nothing(microbatches, mesh, tmp_path, capfd, record_property):
