@@ -239,6 +239,7 @@ VOCABULARIES = {
     "deep": ("bpe", {"vocab.json": DEEP, "merges.txt": ""}), "nested": ("bpe", {"vocab.json": NESTED, "merges.txt": ""}), "texts for ids": ("bpe", {"vocab.json": '{"a": "0"}', "merges.txt": ""}),
     "a long number": ("bpe", {"vocab.json": '{"a": ' + "1" * 5000 + "}", "merges.txt": ""}), "half a pair": ("chars", {"chars.json": '["\\ud800"]'}), "objects": ("chars", {"chars.json": '[{"a": 1}]'}),
     "a sparse id": ("file", {"tokenizer.json": json.dumps(LIBRARY | {"model": {"type": "WordLevel", "vocab": {"a": 2**32 - 1}, "unk_token": "a"}})}),
+    "an unknown piece that is none": ("file", {"tokenizer.json": json.dumps(LIBRARY | {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}})}),
     "no pieces": ("file", {"tokenizer.json": json.dumps(LIBRARY | {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}})}), "deep pipeline": ("file", {"tokenizer.json": DEEP}),
     "empty model": ("sentencepiece", {"spiece.model": ""}), "no protobuf": ("sentencepiece", {"spiece.model": "\x0a\x7f" * 50}),
 }  # fmt: skip
@@ -250,6 +251,15 @@ def test_vocabularies(name, tmp_path):
     for file, content in files.items():
         (tmp_path / file).write_text(content)
     refused(lambda: text.make(kind, path=str(tmp_path)))
+
+
+def test_a_text_that_a_vocabulary_cannot_encode(tmp_path):
+    pieces = {"type": "Unigram", "unk_id": None, "vocab": [["▁a", -1.0], ["a", -1.5], ["b", -2.0]], "byte_fallback": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(LIBRARY | {"model": pieces}))
+    made = text.make("file", path=str(tmp_path))
+    assert made.decode(made.encode("ab")) == "ab"
+    for encode in (made.encode, made.encode_with_offsets):
+        refused(lambda encode=encode: encode("zebra"), "cannot encode 'zebra'")
 
 
 def test_a_piece_that_is_nothing_once_normalised(tmp_path):

@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Pipeline
@@ -40,6 +41,9 @@ class FileTokenizer(Tokenizer):
         size = max(pipeline.get_vocab().values(), default=-1) + 1
         if not 0 < size <= MOST_PIECES:
             raise ConfigError(f"tokenizer.json has ids up to {size - 1}; allowed: 1 to {MOST_PIECES} pieces.")
+        unknown = content["model"].get("unk_token")
+        if unknown is not None and unknown not in content["model"]["vocab"]:
+            raise ConfigError(f"tokenizer.json has unk_token={unknown!r}, which is none of its pieces; add it to them, or name the one that stands for unknown words.")
         names = [pipeline.id_to_token(i) or "" for i in range(size)]
         added = {token["id"] for token in content["added_tokens"]}
         controls = [token["id"] for token in content["added_tokens"] if token["special"]]
@@ -64,13 +68,19 @@ class FileTokenizer(Tokenizer):
         self.keeps_spaces = mark is None
         self._starts = None if mark is None else np.array([mark == "" or not name.startswith(mark) for name in self._names])
 
+    def _of_library(self, encode: Callable[[Pipeline, str], Any], text: str) -> Any:
+        try:
+            return encode(self._pipeline, text)
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"tokenizer.json cannot encode {text[:40]!r} ({error}); give its model a piece for what it does not know.") from None
+
     def _encode(self, text: str) -> np.ndarray:
         """Ids of a text, without the special pieces that the file's post-processor would add."""
-        return library_ids(self._pipeline, text)
+        return self._of_library(library_ids, text)
 
     def _encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         """Ids and where they stand, as the library follows them through the file's own normalisation."""
-        ids, starts, ends = library_offsets(self._pipeline, text)
+        ids, starts, ends = self._of_library(library_offsets, text)
         turns = np.flatnonzero(np.diff(starts, prepend=-1) | np.diff(ends, prepend=-1))
         for first, last in itertools.pairwise([*turns, len(ids)]):
             # Bytes of several characters without a piece all have the place of these together.
