@@ -74,8 +74,8 @@ def whole(tmp_path_factory, text):
     return of
 
 
-SOON = [(2, 1, "SIGKILL"), (2, 0, "SIGSTOP"), (4, 0, "SIGKILL")]
-LATE = [(2, 0, "SIGKILL"), (2, 1, "SIGSTOP"), (4, 3, "SIGKILL"), (4, 0, "SIGSTOP"), (4, 2, "SIGSTOP")]
+SOON = [(2, 1, "SIGKILL"), (2, 0, "SIGSTOP")]
+LATE = [(2, 0, "SIGKILL"), (2, 1, "SIGSTOP"), (4, 0, "SIGKILL"), (4, 3, "SIGKILL"), (4, 0, "SIGSTOP"), (4, 2, "SIGSTOP")]
 
 
 @pytest.mark.parametrize(("processes", "victim", "fault"), [*SOON, *(pytest.param(*case, marks=pytest.mark.slow) for case in LATE)])
