@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from ledger import tell
 
 from ptm import cli
 
@@ -101,7 +102,8 @@ def _imported(tmp_path_factory):
 @pytest.mark.parametrize(
     ("recipe", "overrides", "told"), [(recipe, words, told) for recipe, words, *told in MISTAKES], ids=[f"{m[0].partition(':')[2]} {m[1]}" for m in MISTAKES]
 )
-def test_a_mistake_is_told(recipe, overrides, told, tmp_path, capsys):
+def test_a_mistake_is_told(recipe, overrides, told, tmp_path, capsys, record_property):
+    tell(record_property, "7. wrong configs")
     begun = time.process_time()
     code = cli.main(["train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", *(f"--config.{word}" for word in overrides.split())])
     took, error = time.process_time() - begun, capsys.readouterr().err
