@@ -14,10 +14,11 @@ from ptm.fields import ConfigError
 
 
 def paths(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> leaf of a nested dict, in sorted order, which is also the order of jax's leaves; empty dicts vanish."""
+    """Path -> leaf of a nested dict, in sorted order, which is also the order of jax's leaves; empty dicts vanish. Raises ConfigError for a key with '/'."""
     flat: dict[str, Any] = {}
     for key in sorted(tree):
-        assert isinstance(key, str) and key and "/" not in key, f"{key!r} is no component of a path"
+        if not isinstance(key, str) or not key or "/" in key:  # files that others wrote may hold any names
+            raise ConfigError(f"{key!r} is no component of a parameter's path; allowed is text without '/'.")
         value = tree[key]
         flat |= {f"{key}/{path}": leaf for path, leaf in paths(value).items()} if isinstance(value, Mapping) else {key: value}
     return flat
