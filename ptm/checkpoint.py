@@ -7,10 +7,8 @@ included, so a kill at any moment leaves the earlier steps as they were. Evaluat
 gave later is in `<step>/evaluated.json`, which the manifest does not know. Paths are those of a POSIX file system that all processes see.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -30,10 +28,8 @@ import orbax.checkpoint as ocp
 
 from ptm import atomic, fields, hosts, tree, untrusted
 from ptm.fields import ConfigError, StorageError
+from ptm.saved import EVALUATED, OWED, damage, seal, steps_in, write
 
-ITEMS = ("state", "data", "meta")
-MANIFEST = "manifest.json"
-OWED, EVALUATED = "meta/owed.json", "evaluated.json"
 WEIGHTS = ("params", "ema")
 DELETING = ".deleting"
 LEFTOVER = re.compile(rf"\d+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|{re.escape(DELETING)})")
@@ -76,7 +72,7 @@ class _JsonFiles(ocp.AsyncCheckpointHandler):
 
     def save(self, directory: Path, args: _JsonArgs) -> None:
         for name, text in args.files.items():
-            _write(directory / name, text)
+            write(directory / name, text)
 
     def restore(self, directory: Path, args: _JsonArgs | None = None) -> dict[str, Any]:
         return {path.name: untrusted.read_json(path) for path in sorted(directory.glob("*.json"))}
@@ -97,10 +93,7 @@ class _Step(ocp.CompositeCheckpointHandler):
 
     def finalize(self, directory: Path) -> None:
         super().finalize(directory)
-        directory = Path(directory)
-        names = sorted(str(path.relative_to(directory)) for item in ITEMS for path in (directory / item).rglob("*") if path.is_file())
-        files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in _digests(directory, names).items()}
-        _write(directory / MANIFEST, json.dumps({"files": files}, indent=1))
+        seal(Path(directory))
 
 
 class _StepArgs(ocp.args.Composite):
@@ -111,50 +104,12 @@ for _handler, _args in ((_JsonFiles, _JsonArgs), (_Step, _StepArgs)):
     ocp.args.register_with_handler(_handler, for_save=True, for_restore=True)(_args)
 
 
-def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digests(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Name -> size and sha256; hashing leaves Python's lock, so that threads help."""
-
-    def digest(name: str) -> tuple[str, tuple[int, str]]:
-        with open(folder / name, "rb") as file:
-            return name, (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return dict(pool.map(digest, names))
-
-
 def _flat(values: Any) -> dict[str, Any]:
     """Path -> leaf of any pytree; positions in tuples and fields of named tuples are components like the keys of dicts."""
     leaves = jax.tree_util.tree_flatten_with_path(values)[0]
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     assert len(flat) == len(leaves), "two leaves of the state have the same path"
     return flat
-
-
-def steps_in(folder: Path) -> list[int]:
-    """Committed steps of a folder, ascending; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
-
-
-def owed(folder: Path, step: int) -> list[str]:
-    """The evals of a step that a stop cut short and that were not made since."""
-    try:
-        return [] if (folder / str(step) / EVALUATED).is_file() else list(untrusted.read_json(folder / str(step) / OWED))
-    except (OSError, ValueError, TypeError):
-        return []
-
-
-def settled(folder: Path, step: int) -> bool:
-    """Whether a step is committed and no eval of it is owed."""
-    return step in steps_in(folder) and not owed(folder, step)
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -175,7 +130,7 @@ class Checkpoints:
             raise ConfigError(f"keep_latest={keep_latest}, keep_best={keep_best}, mode={mode!r}; allowed: at least 1, at least 0, min or max.")
         self.folder = Path(folder).expanduser().absolute()
         self.keep_latest, self.keep_best, self.metric, self.mode, self.read_only = keep_latest, keep_best, metric, mode, read_only
-        self._verified: dict[int, list] = {}
+        self._verified: dict[Path, list] = {}
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         if read_only:
@@ -266,37 +221,7 @@ class Checkpoints:
 
     def valid(self, step: int) -> str | None:
         """None if every file of the step is as it was written, else the reason. Files unchanged since they were last hashed are not hashed again."""
-        folder = self.folder / str(step)
-        try:
-            files = untrusted.read_json(folder / MANIFEST)["files"]
-            written = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-        except OSError as error:
-            return f"{MANIFEST} cannot be read ({error.strerror})"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            written = {}
-        if not written:
-            return f"{MANIFEST} is damaged"
-        seen = []
-        for name, (size, digest) in written.items():
-            if not untrusted.inside(folder, name):
-                return f"{MANIFEST} names {name!r}, which is not in the folder"
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            stat = (folder / name).stat()
-            if stat.st_size != size:
-                return f"{name} has {stat.st_size} bytes instead of {size}"
-            seen.append((name, digest, stat.st_ino, stat.st_ctime_ns))
-        if self._verified.get(step) == seen:
-            return None
-        try:
-            digests = _digests(folder, written)
-        except OSError as error:
-            return f"{error.filename} cannot be read ({error.strerror})"
-        for name, expected in written.items():
-            if digests[name] != expected:
-                return f"the contents of {name} changed (sha256)"
-        self._verified[step] = seen
-        return None
+        return damage(self.folder / str(step), self._verified)
 
     def newest_valid(self) -> int | None:
         """The newest sound step, or None. Damaged ones on the way are renamed to <step>.damaged-<n> (skipped if read_only) with a warning."""

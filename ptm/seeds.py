@@ -14,8 +14,8 @@ import jax
 
 from ptm import atomic, hosts, labels, log, registry, statistics, train
 from ptm import config as config_lib
-from ptm.checkpoint import settled
 from ptm.fields import ConfigError, StorageError
+from ptm.saved import settled
 
 SUMMARY = "seeds.json"
 FAILED = 1

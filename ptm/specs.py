@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from ptm import config as config_lib
 from ptm import fields, hf, text
-from ptm.checkpoint import Checkpoints, steps_in
+from ptm.checkpoint import Checkpoints
 from ptm.config import ConfigDict
 from ptm.evals import loss
 from ptm.fields import ConfigError
 from ptm.hf import files, vocabulary
 from ptm.nn.heads import split_head
 from ptm.objectives import OBJECTIVES, rows, tag
+from ptm.saved import steps_in
 
 SPEC = "ckpt:DIR[@STEP|@best|@ema|@avgN]"
 DIRECTORIES = ("hf:", "hub:")

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from ptm import config as config_lib
 from ptm import hf, lora, models, registry, specs, tree, untrusted, weights
 from ptm import run as run_lib
-from ptm.checkpoint import MANIFEST
 from ptm.fields import ConfigError
 from ptm.hf import files
 from ptm.models import Model
 from ptm.nn.heads import COMMON_HEADS
 from ptm.objectives import distillation
 from ptm.run import Run, Teacher
+from ptm.saved import MANIFEST
 
 
 def require(config: config_lib.Config) -> None:

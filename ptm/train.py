@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from ptm import checkpoint, describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, specs, teacher, watchdog
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
+from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, saved, specs, teacher, watchdog
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -80,7 +80,7 @@ def train(
             _check_unchanged(run, meta)
             loader.restore(streams)
             start = latest
-            owed = hosts.first(lambda: [name for name in checkpoint.owed(workdir / "ckpt", latest) if name in config.evals])
+            owed = hosts.first(lambda: [name for name in saved.owed(workdir / "ckpt", latest) if name in config.evals])
             over = start == steps and not owed
             progress.message(f"{workdir} is finished: step {start} of {steps}." if over else f"Continuing {workdir} from step {start} of {steps}.")
         history = [*describe.history(workdir), describe.session(run, start, changes)]

@@ -319,7 +319,7 @@ def test_background_errors_surface_at_the_next_call_and_saving_goes_on(tmp_path,
         checkpoints.wait()
         for surface in (checkpoints.wait, lambda: checkpoints.save(3, make_state(3), streams={}, meta={})):
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoint, "_write", full)
+                patch.setattr(checkpoint, "write", full)
                 assert checkpoints.save(2, make_state(2), streams={0: 1}, meta={})
                 checkpoints._thread.join()
             with pytest.raises(CheckpointError, match=r"step 2 .*No space left on device"):

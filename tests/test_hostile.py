@@ -23,7 +23,7 @@ import reports
 
 from ptm import cli, hf, log, text
 from ptm import run as run_lib
-from ptm.checkpoint import MANIFEST, Checkpoints
+from ptm.checkpoint import Checkpoints
 from ptm.config import Data
 from ptm.data import files as data_files
 from ptm.data.records import BadRecord
@@ -31,6 +31,7 @@ from ptm.data.sources import open_source
 from ptm.fields import ConfigError
 from ptm.hf import files as hf_files
 from ptm.predict import lines as predict_lines
+from ptm.saved import MANIFEST
 from ptm.study import attempts, folder
 from ptm.text.base import fingerprint_of
 

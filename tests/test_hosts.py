@@ -21,9 +21,9 @@ from ledger import tell
 from test_imports import ROOT, _files, imports
 
 from ptm import cli, processes
-from ptm.checkpoint import owed, steps_in
 from ptm.fields import ConfigError
 from ptm.processes import Place
+from ptm.saved import owed, steps_in
 
 LIMIT = 300.0  # seconds after which children count as hanging and are killed
 STEPS = 8

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # import each other. A new file of ptm/ needs a place here.
 RANKS = """
 fields allocator statistics page atomic untrusted
-tree sections processes lock
+tree sections processes lock saved
 config
 recipe
 parallel text log metrics lora hosts compiles

@@ -17,9 +17,10 @@ import pytest
 import runs
 from ledger import tell
 
-from ptm import checkpoint, describe, interrupts, log
+from ptm import describe, interrupts, log
 from ptm.checkpoint import Checkpoints
 from ptm.fields import ConfigError
+from ptm.saved import owed, settled
 
 KINDS = ("concat", "window", "mlm", "spans")
 STEPS = 14
@@ -251,13 +252,13 @@ def test_a_signal_during_an_evaluation_gives_it_up(step, text, whole, tmp_path, 
         assert runs.run(config, tmp_path) == 75
     assert f"The evaluation validation of step {step} is given up" in capfd.readouterr().err
     folder = tmp_path / "ckpt"
-    assert checkpoint.owed(folder, step) == ["validation"] and not checkpoint.settled(folder, step)
+    assert owed(folder, step) == ["validation"] and not settled(folder, step)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(log.row(step, {"validation/loss": 9.0}) + "\n")  # of a start that was killed before it could say that it is no more owed
     assert runs.run(config, tmp_path) == 0
     runs.assert_same(tmp_path, expected, STEPS)
     saved, whole_ones = Checkpoints.reader(folder), Checkpoints.reader(expected / "ckpt")
-    assert not checkpoint.owed(folder, step) and checkpoint.settled(folder, STEPS)
+    assert not owed(folder, step) and settled(folder, STEPS)
     assert saved.metrics(STEPS) == whole_ones.metrics(STEPS) and saved.best() == whole_ones.best()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptm import atomic, checkpoint, fields, lock, log, untrusted
+from ptm import atomic, fields, lock, log, saved, untrusted
 from ptm import config as config_lib
 from ptm.fields import ConfigError
 from ptm.study import attempts as attempts_lib
@@ -200,7 +200,7 @@ def run_of(folder: str | os.PathLike, run: str) -> RunRecord:
 
 def is_finished(folder: str | os.PathLike, run: str) -> bool:
     """Whether the final checkpoint of a run is there, and all that is measured of it."""
-    return checkpoint.settled(Path(folder) / run / "ckpt", run_of(folder, run).steps)
+    return saved.settled(Path(folder) / run / "ckpt", run_of(folder, run).steps)
 
 
 def state(folder: str | os.PathLike, run: str) -> State:

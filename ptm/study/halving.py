@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm import atomic
-from ptm.checkpoint import owed, steps_in
+from ptm.saved import owed, steps_in
 from ptm.study import folder
 from ptm.study.folder import Record
 
