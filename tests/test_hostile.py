@@ -139,6 +139,14 @@ def archive(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile
     return made.getvalue()
 
 
+def nameless() -> bytes:
+    """An archive whose directory says that the name of its member is its extra field."""
+    made = bytearray(archive(("a", b"x")))
+    lengths = made.index(b"PK\x01\x02") + 28
+    made[lengths : lengths + 4] = made[lengths + 2 : lengths + 4] + made[lengths : lengths + 2]
+    return bytes(made)
+
+
 def link() -> zipfile.ZipInfo:
     made = zipfile.ZipInfo("a.txt")
     made.create_system, made.external_attr = 3, 0o120777 << 16
@@ -154,7 +162,7 @@ PACKED = {
     "root.zip/**": (archive(("/x.txt", b"x")), "below the archive"), "link.zip/*": (archive((link(), b"/etc/passwd")), "is a link"),
     "bz2.zip/*": (archive(("a.txt", b"x"), method=zipfile.ZIP_BZIP2), "method 12"), "lzma.zip/*": (archive(("a.txt", b"x"), method=zipfile.ZIP_LZMA), "method 14"),
     "locked.zip/*": (archive(("a.txt", b"x" * 99)).replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\x01\0"), "cannot be decompressed"),
-    "d.zip/*": (archive(("a.txt", b"x"))[:-30], "zip archive"),
+    "none.zip/**": (nameless(), "below the archive"), "d.zip/*": (archive(("a.txt", b"x"))[:-30], "zip archive"),
     "cut.gz": (gzip.compress(os.urandom(999))[:-20], "cannot be decompressed"), "nothing.xz": (b"", "a"),
 }  # fmt: skip
 

@@ -112,7 +112,7 @@ def find(pattern: str, kind: str) -> tuple[File, ...]:
 def _members(archive: str) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(archive) as opened:
-            return [info for info in opened.infolist() if not info.is_dir()]
+            return [info for info in opened.infolist() if not info.filename.endswith("/")]  # is_dir() takes no empty name
     except BROKEN as error:
         raise ConfigError(f"{archive} cannot be read as a zip archive ({error}); fetch it again.") from None
 
