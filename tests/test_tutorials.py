@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,35 @@ def analysis(folder: Path, said: list[dict]) -> None:
     assert [result["what"] for result in said] == ["attention", "probe", "bias"] and (folder / "runs/analysis/attention/attention.html").is_file()
 
 
-CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis)}
+def continuing(folder: Path, said: list[dict]) -> None:
+    before, after = (row["pseudo_perplexity/loss"] for row in said[:2])
+    assert before > 0 and after > 0 and (folder / "models/notes-bert/model.safetensors").is_file()
+    grown = json.loads((folder / "runs/notes-pieces/config.json").read_text())
+    assert grown["tokenizer"]["extra"] == "notes/pieces.txt"
+
+
+def study(folder: Path, said: list[dict]) -> None:
+    page = (folder / "runs/dropout/report.html").read_text(encoding="utf-8")
+    assert "dropout 0.2" in page and "http://" not in page.replace("http://www.w3.org", "") and any("tabular" in path.read_text() for path in (folder / "runs/dropout").glob("*.tex"))
+
+
+def pod(folder: Path, said: list[dict]) -> None:
+    assert list((folder / "runs/rehearsal/ckpt").glob("24"))
+
+
+def add_an_objective(folder: Path, said: list[dict]) -> None:
+    assert json.loads((folder / "runs/backward/config.json").read_text())["objective"] == {
+        "name": "backward", "share": 0.5, "boundaries": True, "z_loss": 0.0,
+    }  # fmt: skip
+
+
+def add_a_family(folder: Path, said: list[dict]) -> None:
+    assert isinstance(said[0]["text"], str) and "position" not in (folder / "runs/nope/params.txt").read_text()
+
+
+CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis, study, pod, add_an_objective, add_a_family)}
+CHECKS |= {"continue": continuing}
+CHANGING = ("add_an_objective", "add_a_family")  # the pages that change the checkout
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -113,18 +142,31 @@ def checkout(tmp_path_factory) -> Path:
     """A folder to which the recipes and the command belong; what one page trains, others with the same command find there."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "bin").mkdir()
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "experiments", "launch"):
+        (folder / name).symlink_to(ROOT / name)
     for name, script in (("ptm", PTM), ("python", f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')):
         (folder / "bin" / name).write_text(script)
         (folder / "bin" / name).chmod(0o755)
     return folder
 
 
+@pytest.fixture
+def copied(checkout, tmp_path) -> Path:
+    """A checkout of its own, which may be changed."""
+    for name in ("ptm", "configs", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", CHECKS)
-def test_a_page(page, checkout):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "PATH": f"{checkout}/bin:{os.environ['PATH']}"}
-    env.pop("PTM_DATA", None)
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "".join(blocks(page, "bash"))], cwd=checkout, env=env, capture_output=True, text=True)
+def test_a_page(page, checkout, request):
+    folder = request.getfixturevalue("copied") if page in CHANGING else checkout
+    env = os.environ | {"PYTHONPATH": str(folder if page in CHANGING else ROOT), "PATH": f"{checkout}/bin:{os.environ['PATH']}"}
+    for name in ("PTM_DATA", "JAX_NUM_CPU_DEVICES"):
+        env.pop(name, None)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "".join(blocks(page, "bash"))], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
-    CHECKS[page](checkout, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")])
+    CHECKS[page](folder, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")])
