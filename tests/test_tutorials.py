@@ -107,8 +107,13 @@ def add_a_family(folder: Path, said: list[dict]) -> None:
     assert isinstance(said[0]["text"], str) and "position" not in (folder / "runs/nope/params.txt").read_text()
 
 
+def chinese(folder: Path, said: list[dict]) -> None:
+    assert said[-1]["prediction"] in ("好评", "差评")
+    assert (folder / "runs/zh-bert/report.html").is_file()
+
+
 CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis, study, pod, add_an_objective, add_a_family)}
-CHECKS |= {"continue": continuing}
+CHECKS |= {"continue": continuing, "../zh/bert": chinese}
 CHANGING = ("add_an_objective", "add_a_family")  # the pages that change the checkout
 
 
@@ -118,10 +123,11 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_every_page_is_run_and_led_to():
     """And its links lead somewhere."""
-    assert {path.stem for path in PAGES.glob("*.md")} == set(CHECKS)
+    found = {os.path.relpath(path, PAGES).removesuffix(".md") for folder in (PAGES, PAGES.parent / "zh") for path in folder.glob("*.md")}
+    assert found == set(CHECKS)
     for page in CHECKS:
         for target in re.findall(r"\]\(([^)#]+)\)", (PAGES / f"{page}.md").read_text(encoding="utf-8")):
-            assert (PAGES / target).is_file(), f"{page}.md: {target}"
+            assert (PAGES / page).parent.joinpath(target).is_file(), f"{page}.md: {target}"
 
 
 @pytest.mark.parametrize("page", CHECKS)
