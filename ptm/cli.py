@@ -38,7 +38,7 @@ class _Printable(logging.Formatter):
         return untrusted.printable(super().format(record))
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of everything, and that of each command."""
     parser = _Parser(prog="ptm", description="Pretrain, fine-tune, evaluate and compare Transformers.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ptm {__version__}")
@@ -173,7 +173,7 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             overrides[key] = value
         else:
             rest.append(word)
-    parser, commands = _parser()
+    parser, commands = parsers()
     if rest and not rest[0].startswith("-"):
         fields.lookup(commands, rest[0], "command")
     flags, unknown = parser.parse_known_args(rest)

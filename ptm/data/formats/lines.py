@@ -113,6 +113,7 @@ def table(kind: str, index: Callable[[str], offsets.Ranges], cells: Callable[[by
         starts, lengths, lines = index(path)
         return starts[1:], lengths[1:], lines[1:]
 
+    opener.__doc__ = f"Rows of {kind} files, whose first row names the columns; columns given as numbers from 0 mean that there is no such row."
     return opener
 
 

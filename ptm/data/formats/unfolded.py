@@ -81,6 +81,7 @@ def _format(kind: str, unfold: Unfold, known: tuple[str, ...]) -> Callable[..., 
     def opener(name: str, path: str, columns: Columns, document: str) -> Source:
         return UnfoldedSource(name, found=files.find(path, kind), unfold=unfold, known=known, columns=columns)
 
+    opener.__doc__ = unfold.__doc__
     return opener
 
 
@@ -90,11 +91,12 @@ def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _chat(record: dict[str, Any], place: Place) -> Unfolded:
-    """Each reply of the assistant with all that was said before."""
+    """Dialogues, a list `messages` of turns a line: each reply of the assistant with all that was said before."""
     return [(f"{place.line}/{number}", {"text": before, "reply": content}) for number, before, content in conversation.replies(record["messages"])]
 
 
 def _multirc(record: dict[str, Any], place: Place) -> Unfolded:
+    """MultiRC of SuperGLUE: a record for each answer of each question about a passage."""
     made, passage = [], record["passage"]
     for question in passage["questions"]:
         for answer in question["answers"]:
@@ -105,6 +107,7 @@ def _multirc(record: dict[str, Any], place: Place) -> Unfolded:
 
 
 def _record(record: dict[str, Any], place: Place) -> Unfolded:
+    """ReCoRD of SuperGLUE: a record for each question about a passage, with the entities that may answer it."""
     context, made = record["passage"]["text"], []
     entities = list(dict.fromkeys(context[span["start"] : span["end"] + 1] for span in record["passage"]["entities"]))
     for question in record["qas"]:
@@ -127,7 +130,7 @@ def _pronoun(record: dict[str, Any], text: str) -> Unfolded:
 
 
 def _wsc(record: dict[str, Any], place: Place) -> Unfolded:
-    """The pronoun is the word of that number (Raffel et al. 2020, appendix D.15, marks it so)."""
+    """WSC of SuperGLUE: the pronoun is the word of that number, marked as in Raffel et al. 2020, appendix D.15."""
     words, target = record["text"].split(" "), record["target"]
     word, pronoun = words[target["span2_index"]], target["span2_text"]
     words[target["span2_index"]] = word.replace(pronoun, f"*{pronoun}*", 1) if pronoun in word else f"*{word}*"
@@ -135,7 +138,7 @@ def _wsc(record: dict[str, Any], place: Place) -> Unfolded:
 
 
 def _cluewsc(record: dict[str, Any], place: Place) -> Unfolded:
-    """The pronoun begins at the character of that number."""
+    """CLUEWSC: as WSC, the pronoun begins at the character of that number."""
     text, start, pronoun = record["text"], record["target"]["span2_index"], record["target"]["span2_text"]
     if not text.startswith(pronoun, start):
         raise ValueError(f"'{pronoun}' is not at character {start}")
@@ -143,6 +146,7 @@ def _cluewsc(record: dict[str, Any], place: Place) -> Unfolded:
 
 
 def _csl(record: dict[str, Any], place: Place) -> Unfolded:
+    """CSL of CLUE: abstracts and keywords, which may not all be theirs."""
     return [(_named(record), {"text": record["abst"], "keywords": "；".join(record["keyword"]), **_given(record, "label")})]
 
 
