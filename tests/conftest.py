@@ -108,11 +108,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def watched(browser: Any) -> Iterator[Callable[..., tuple[Any, list[str], list[str]]]]:
-    """Opens a page in a window of a width: its tab, what it says (console, errors, dialogs), and what it asks for."""
+    """Opens a page, a file or an address, in a window of a size: its tab, what it says (console, errors, dialogs), and what it asks for."""
     contexts = []
 
-    def open_page(path: Path, *, width: int) -> tuple[Any, list[str], list[str]]:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+    def open_page(page: Path | str, *, width: int, height: int = 800) -> tuple[Any, list[str], list[str]]:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         tab = contexts[-1].new_page()
         said: list[str] = []
         asked: list[str] = []
@@ -120,7 +120,7 @@ def watched(browser: Any) -> Iterator[Callable[..., tuple[Any, list[str], list[s
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("dialog", lambda dialog: said.append("dialog"))
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri())
+        tab.goto(page.as_uri() if isinstance(page, Path) else page)
         return tab, said, asked
 
     yield open_page

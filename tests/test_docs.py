@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import conftest
+import yaml
 
 from ptm import config, fields, registry
 
@@ -85,7 +86,27 @@ def test_lists_begin_after_an_empty_line():
     assert not wrong
 
 
-# The reference.
+# The site.
+
+
+def test_every_page_is_in_the_navigation():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def places(entry):
+        return [entry] if isinstance(entry, str) else [place for part in (entry.values() if isinstance(entry, dict) else entry) for place in places(part)]
+
+    named = places(site["nav"])
+    assert len(named) == len(set(named))
+    written = {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")}
+    made = {
+        "index.md",
+        "zh/index.md",
+        "repository/experiments/README.md",
+        "notebooks/quickstart.md",
+        *(name for name in named if name.startswith("reference/")),
+    }
+    assert set(named) - made == written
+    assert site["theme"]["font"] is False and not re.search(r"https?://", json.dumps(site)), "nothing is fetched"
 
 
 def test_the_reference_holds_what_is_declared():
