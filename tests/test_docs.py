@@ -230,3 +230,13 @@ def test_figures_are_those_of_the_results():
     for name in ("MLM + NSP", "MLM", "left to right", "left to right + BiLSTM"):
         line = next(line for line in studies.split("\n") if line.startswith(f"| {name} |"))
         assert line in text
+
+
+# The notebook.
+
+
+def test_the_notebook_is_stored_without_outputs():
+    book = json.loads((DOCS / "notebooks/quickstart.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert not (DOCS / "notebooks/quickstart.ipynb").read_text().count("/home/")

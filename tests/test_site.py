@@ -1,7 +1,9 @@
-"""The documentation as a site (marker docs), and in a real browser (marker browser)."""
+"""The documentation as a site (marker docs), in a real browser (marker browser), and its notebook run to its end (marker docs)."""
 
 import functools
 import http.server
+import json
+import os
 import re
 import subprocess
 import sys
@@ -80,3 +82,23 @@ def test_search(site, served, watched, size, way):
     tab.locator(f".md-search-result__link[href*='{page}']").first.click()
     tab.wait_for_url(f"**/{page}*")
     assert said == [] and all(address.startswith((start, "data:", "blob:")) for address in asked)
+
+
+@pytest.mark.docs
+def test_the_notebook_runs(tmp_path):
+    """Headless, as it is stored, in a folder that has the recipes."""
+    nbclient, nbformat = pytest.importorskip("nbclient", reason="needs the extra docs"), pytest.importorskip("nbformat")
+    for name in ("configs", "ptm"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ptm").write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m ptm.cli "$@"\n')
+    (tmp_path / "bin/ptm").chmod(0o755)
+    book = nbformat.read(ROOT / "docs/notebooks/quickstart.ipynb", as_version=4)
+    env = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    said = "".join(output["text"] for cell in book.cells if cell.cell_type == "code" for output in cell.outputs if output.output_type == "stream")
+    rows = [json.loads(line) for line in (tmp_path / "runs/notebook/metrics.jsonl").read_text().splitlines()]
+    losses = [row["validation/loss"] for row in rows if "validation/loss" in row]
+    assert len(losses) == 3 and losses == sorted(losses, reverse=True) and "step  120  validation loss" in said
+    assert (tmp_path / "runs/notebook/report.html").is_file() and '"prediction": "good"' in said
+    assert said.count("ptm: 1 lines answered.") == 2 and "Traceback" not in said
