@@ -34,12 +34,13 @@ from ptm.sections import (
     Train,
     column_entries,
     init_specs,
+    weight_points,
 )
 
 __all__ = [
     "SECTIONS", "TOP_LEVEL", "Checkpoint", "Compute", "Config", "ConfigDict", "Data", "Log", "Lora", "Mesh", "ModelOfInit", "Mup", "Optimizer", "Registries",
     "Schedule", "Tokenizer", "Train", "base", "column_entries", "complete", "defaults_of", "diff", "fingerprint", "flatten", "init_specs", "nearest_key",
-    "override", "resolve", "schema", "set_section", "to_dict",
+    "override", "resolve", "schema", "set_section", "to_dict", "weight_points",
 ]  # fmt: skip
 
 Registries = dict[str, dict[str, type]]

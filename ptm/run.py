@@ -345,6 +345,12 @@ def setup(
     given = {"tokenizer": tokenizer, "length": config.data.length, "packing": config.data.packing, "model_config": model_config}
     objective = objectives.make(config.objective, **given)
     branches = mixture.branches(objective)
+    if len(branches) > 1 and (config.data.weight_schedule or config.data.max_epochs):
+        key = "weight_schedule" if config.data.weight_schedule else "max_epochs"
+        raise ConfigError(
+            f"data.{key} goes by the steps and draws of a run, and the objectives {', '.join(branch.name for branch in branches)} read the sources each for itself, in turns. "
+            f"Leave data.{key} empty, or train objectives that share batches."
+        )
     parallel.check_lengths(layout, [(_length_key(branch, dim), size) for branch in branches for dim, size in branch.objective.lengths.items() if dim in ("L", "I")])
     c = config.compute
     context = Context(

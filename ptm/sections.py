@@ -1,6 +1,7 @@
 """The run-level sections of a config, and the resolved `Config` that holds them: every key with its default, unit, range and meaning."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -46,6 +47,7 @@ class Tokenizer:
     extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
 
 
+WEIGHT_ENTRY = re.compile(r"(\d+)=((?:\d+\.?\d*|\.\d+)(?::(?:\d+\.?\d*|\.\d+))*)")
 COLUMN_ENTRY = re.compile(r"(?:(\d+):)?([^=:{}|\s]+)=\s*(\S|\S.*\S)\s*", re.DOTALL)
 
 
@@ -63,6 +65,20 @@ def column_entries(entries: Iterable[str], *, where: str = "data") -> list[tuple
     return found
 
 
+def weight_points(entries: Iterable[str], *, where: str = "data") -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """(step, weights) of the entries of `weight_schedule`. Raises ConfigError for another form, and for steps that do not rise from 0."""
+    given, found = f"{where}.weight_schedule={fields.unparse(entries)}", []
+    for entry in entries:
+        match = WEIGHT_ENTRY.fullmatch(entry)
+        if match is None:
+            raise ConfigError(f"{given}: '{entry}' is not of the form STEP=W:W:... with weights from 0 on, such as 500=2:4:4.")
+        found.append((int(match[1]), tuple(map(float, match[2].split(":")))))
+    steps = [step for step, _ in found]
+    if steps and (steps[0] or any(later <= step for step, later in itertools.pairwise(steps))):
+        raise ConfigError(f"{given} has the steps {', '.join(map(str, steps))}; allowed: 0 first, then each larger than the one before it.")
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Where documents come from and how they become rows."""
@@ -75,6 +91,17 @@ class Data:
     weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing; empty = all equal.")
     temperature: float | None = field(
         None, low=0.0, doc="Weights of the sources as their number of records to the power 1/temperature (Conneau et al. 2020, section 3.1); None = `weights`."
+    )
+    size_limit: int | None = field(
+        None, low=1, unit="records", doc="Sources of more records count as so many for `temperature`, the artificial limit of Raffel et al. 2020, section 3.5.2; None = as they are."
+    )
+    weight_schedule: tuple[str, ...] = field(
+        (), doc="Weights from a step on, as STEP=W:W:... with one W for each source, the first from step 0, such as 0=7:2:1,500=2:4:4; in place of `weights`. With it, or with "
+        "`max_epochs`, each logical stream keeps every source within a draw of its share at every step."
+    )
+    weight_change: str = field("step", choices=("step", "linear"), doc="How one entry of weight_schedule becomes the next: at its step, or in a straight line up to it.")
+    max_epochs: tuple[float, ...] = field(
+        (), low=0.0, unit="epochs", doc="How often a source is drawn at most, one number for all or one for each, 0 = any number of times; then the others get its weight. Empty = any."
     )
     columns: tuple[str, ...] = field(
         ("text=text",), doc="Map of fields to columns, as FIELD=COLUMN or FIELD=a text with {COLUMN} and {COLUMN|0=no|1=yes}, {COLUMN~0.2} rounded; N:FIELD=... for source N; FIELD.0=A,FIELD.1=B make a list."
@@ -108,6 +135,17 @@ class Data:
         if self.temperature is not None and (self.weights or not self.temperature):
             reason = f"and {where}.weights={fields.unparse(self.weights)} say the same in two ways; give one of them" if self.weights else "is not above 0"
             raise ConfigError(f"{where}.temperature={self.temperature} {reason}.")
+        if self.size_limit is not None and self.temperature is None:
+            raise ConfigError(f"{where}.size_limit={self.size_limit} without {where}.temperature; set {where}.temperature=1 for shares in proportion to sizes up to the limit.")
+        if self.weight_schedule and (self.weights or self.temperature is not None):
+            given = f"{where}.weights={fields.unparse(self.weights)}" if self.weights else f"{where}.temperature={self.temperature}"
+            raise ConfigError(f"{given} and {where}.weight_schedule={fields.unparse(self.weight_schedule)} say the same in two ways; give one of them.")
+        for step, weights in weight_points(self.weight_schedule, where=where):
+            if len(weights) != len(self.source) or not sum(weights):
+                given = f"{where}.weight_schedule={fields.unparse(self.weight_schedule)}: that of step {step}"
+                raise ConfigError(f"{given} must hold one weight for each of the {len(self.source)} entries of {where}.source, as 7:2:1, not all 0.")
+        if len(self.max_epochs) not in (0, 1, len(self.source)):
+            raise ConfigError(f"{where}.max_epochs={fields.unparse(self.max_epochs)}; allowed: one number, or one for each of the {len(self.source)} entries of {where}.source.")
         count = max(len(self.source), len(self.validation_source))
         for number, _, _ in column_entries(self.columns, where=where):
             if number is not None and number >= count:

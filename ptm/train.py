@@ -71,6 +71,7 @@ def train(
         latest = checkpoints.newest_valid()
         owed: list[str] = []  # evals that the last stop cut short
         if latest is None:
+            loader.require(steps)
             params, told = teacher.start(run)
             start, state = 0, run.init_state(params)
             if told:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ptm.config import Data
+from ptm.config import Data, weight_points
 from ptm.data import sources
 from ptm.data.batch import Document
 from ptm.data.mixture import Order
@@ -104,9 +104,12 @@ class Corpus:
 
 
 def _weights(data: Data, sizes: tuple[int, ...]) -> tuple[float, ...]:
-    """Shares of the sources' draws, not yet divided by their sum."""
+    """Shares of the sources' draws, not yet divided by their sum; of a schedule the mean of its entries."""
     if data.temperature is not None:
-        return tuple(size ** (1 / data.temperature) for size in sizes)
+        return tuple(min(size, data.size_limit or size) ** (1 / data.temperature) for size in sizes)
+    if data.weight_schedule:
+        shares = [[weight / sum(weights) for weight in weights] for _, weights in weight_points(data.weight_schedule)]
+        return tuple(map(sum, zip(*shares)))
     return data.weights or (1.0,) * len(sizes)
 
 

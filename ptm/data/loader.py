@@ -2,19 +2,22 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ptm.config import Data
-from ptm.data.batch import Featurizer
+from ptm.config import Data, weight_points
+from ptm.data.batch import Featurizer, keyed_rng
 from ptm.data.documents import Corpus, Tokenizer
-from ptm.data.mixture import Order
+from ptm.data.mixture import TABLE, Mixer, Order, Pass, Shuffles, Weights
 from ptm.data.pack import SEGMENTS, Batch, stack
-from ptm.data.pipeline import State, Stream
+from ptm.data.pipeline import COUNTED, State, Stream
 from ptm.fields import ConfigError
 
+ENOUGH = 1.25  # times as many rows as a sample tells of may be there
+SAMPLE = 64  # records of a source by which it is told how many rows it gives
 Counts = dict[str, Any]  # of the logical streams of a host
-Drawn = dict[int, tuple[int, ...]]  # by logical stream, the draws that the rows of a batch are made of
+Drawn = dict[int, tuple[tuple[int, int], ...]]  # by logical stream, (source, record) of what the rows of a batch are made of
 
 
 class Loader(Iterator[Batch]):
@@ -44,11 +47,14 @@ class Loader(Iterator[Batch]):
             raise ValueError(f"rows={self._rows} must be numbers from 0 to {batch_size - 1}, at least one.")
         self._per_stream, self._count, self._prefetch = batch_size // streams, streams, data.prefetch
         self._corpus = Corpus(data, split=split, tokenizer=tokenizer)
+        self._mixed = bool(data.weight_schedule or data.max_epochs)
         self._lengths = {dim: length for dim, length in featurizer.lengths.items() if dim in SEGMENTS}
-        order = Order(self._corpus.sizes, weights=self._corpus.weights, seed=seed, shuffle=data.shuffle)
         windows = data.packing == "window"
+        self._limits = _limits(data, self._corpus.sizes)
+        order = self._orders(data, seed=seed)
+        self._sampler = functools.partial(Stream, self._corpus, order=Pass(self._corpus.sizes), data=data, featurizer=featurizer, seed=seed, windows=windows)
         self._streams = {
-            p: Stream(self._corpus, order=order, data=data, featurizer=featurizer, seed=seed, first=p, step=streams, windows=windows)
+            p: Stream(self._corpus, order=order(p), data=data, featurizer=featurizer, seed=seed, first=p, step=streams, windows=windows)
             for p in sorted({row // self._per_stream for row in self._rows})
         }
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ptm-data")
@@ -56,6 +62,16 @@ class Loader(Iterator[Batch]):
         self._error: BaseException | None = None
         self._snapshots = self._take()
         self._drawn: Drawn = {}
+
+    def _orders(self, data: Data, *, seed: int) -> Callable[[int], Order | Mixer]:
+        """The order that a logical stream takes its draws from: one for all, or a Mixer of its own."""
+        sizes, weights = self._corpus.sizes, self._corpus.weights
+        if not self._mixed:
+            order = Order(sizes, weights=weights, seed=seed, shuffle=data.shuffle)
+            return lambda p: order
+        asked = Weights(weight_points(data.weight_schedule) or ((0, weights),), data.weight_change == "linear", self._limits)
+        shuffles = Shuffles(sizes, seed=seed, shuffle=data.shuffle)
+        return lambda p: Mixer(shuffles, asked, first=p, step=self._count)
 
     def __next__(self) -> Batch:
         """The next batch: a dict of arrays [rows of this host, ...]. An error of the thread is raised here, and again by later calls."""
@@ -71,7 +87,7 @@ class Loader(Iterator[Batch]):
         if self._error is not None:
             raise self._error  # streams stopped in the middle of a batch: what follows would not be the batches of this run
         try:
-            made = {p: [stream.next_row() for _ in range(self._per_stream)] for p, stream in self._streams.items()}
+            made = {p: [stream.next_row(stream.rows // self._per_stream) for _ in range(self._per_stream)] for p, stream in self._streams.items()}
             batch = stack([made[row // self._per_stream][row % self._per_stream] for row in self._rows])
             return batch, self._take(), {p: stream.take_drawn() for p, stream in self._streams.items()}
         except BaseException as error:
@@ -81,9 +97,28 @@ class Loader(Iterator[Batch]):
     def _take(self) -> dict[int, State]:
         return {p: stream.snapshot() for p, stream in self._streams.items()}
 
+    def require(self, steps: int) -> None:
+        """Refuses a run of so many steps for which the data will not do, if sources may be drawn so often only: by the first records of each in random order.
+
+        Raises ConfigError where rows are clearly too few; what is near the end is told at the step where the data ends.
+        """
+        if any(limit is None and weight for limit, weight in zip(self._limits, self._corpus.weights)):
+            return
+        sampler, rows = self._sampler(), 0.0
+        for source, (size, limit, weight) in enumerate(zip(self._corpus.sizes, self._limits, self._corpus.weights)):
+            if weight:
+                chosen = keyed_rng("sample", source).permutation(size)[:SAMPLE] if size <= TABLE else keyed_rng("sample", source).integers(size, size=SAMPLE)
+                rows += limit * sum(sampler.rows_of(source, int(record)) for record in chosen) / len(chosen)
+        needed = steps * self._per_stream * self._count
+        if rows * ENOUGH < needed:
+            raise ConfigError(
+                f"data.max_epochs leaves about {rows:,.0f} rows, and train.steps={steps} with train.batch_size={self._per_stream * self._count} needs {needed:,}: raise "
+                f"data.max_epochs to about {needed / max(rows, 1):.2g} times what it is, add sources, or lower train.steps to about {int(steps * rows / needed)}."
+            )
+
     def state(self) -> dict[int, State]:
         """For each logical stream of this host its JSON-ready state after the last batch handed out."""
-        return {p: {**snapshot, "bad": sorted(map(list, snapshot["bad"])), "packer": _lists(snapshot["packer"])} for p, snapshot in self._snapshots.items()}
+        return {p: _lists({**snapshot, "bad": sorted(snapshot["bad"])}) for p, snapshot in self._snapshots.items()}
 
     def restore(self, states: dict[Any, State]) -> None:
         """Goes on where `states` were taken: at least this host's streams, by number (an int, or a string as JSON makes it)."""
@@ -99,13 +134,14 @@ class Loader(Iterator[Batch]):
 
     def counts(self) -> Counts:
         """For each logical stream of this host what `stats` is made of, ready for JSON."""
-        return {str(p): {**{key: s[key] for key in ("rows", "filled", "draws")}, "bad": sorted(map(list, s["bad"]))} for p, s in self._snapshots.items()}
+        kept = ("rows", "filled", "draws", "sources")
+        return {str(p): _lists({**{key: s[key] for key in kept if key in s}, "bad": sorted(s["bad"])}) for p, s in self._snapshots.items()}
 
     def stats(self, counts: Sequence[Counts] | None = None) -> dict[str, float]:
         """Figures of the streams up to the last batch handed out: of this host's, or of all those that the `counts` of some hosts have.
 
-        rows; padding_share of their positions; epoch (passes over the source that was read most often; each one's as epoch_N in a
-        mixture), counting what is begun; bad_records (distinct ones met).
+        rows; padding_share of their positions; epoch (passes over the source that was read most often), counting what is begun; bad_records (distinct
+        ones met). In a mixture, of each source N also epoch_N, draws_N (documents begun), examples_N and tokens_N (what rows that are finished hold of it).
         """
         streams = {int(p): stream for host in ([self.counts()] if counts is None else counts) for p, stream in host.items()}
         found = [streams[p] for p in sorted(streams)]
@@ -113,9 +149,13 @@ class Loader(Iterator[Batch]):
         draws = sum(stream["draws"] for stream in found) / len(found) * self._count
         shares = [weight / sum(self._corpus.weights) for weight in self._corpus.weights]
         epochs = [draws * share / size for share, size in zip(shares, self._corpus.sizes)]
+        counted = {name: [sum(of) for of in zip(*(stream["sources"][name] for stream in found))] for name in COUNTED if "sources" in found[0]}
+        if self._mixed:
+            epochs = [drawn / size * self._count / len(found) for drawn, size in zip(counted["draws"], self._corpus.sizes)]
         stats = {"rows": rows, "epoch": max(epochs), "padding_share": 1 - filled / (rows * sum(self._lengths.values())) if rows else 0.0}
         if len(epochs) > 1:
             stats |= {f"epoch_{n}": epoch for n, epoch in enumerate(epochs)}
+            stats |= {f"{name}_{n}": count for name, counts in counted.items() for n, count in enumerate(counts)}
         return {**stats, "bad_records": len({tuple(bad) for stream in found for bad in stream["bad"]})}
 
     def drawn(self) -> Drawn:
@@ -124,7 +164,7 @@ class Loader(Iterator[Batch]):
 
     def record_ids(self, drawn: Drawn) -> list[str]:
         """Ids of the records that the streams of this host had in a batch, without others that are drawn beside them (second segments of pairs)."""
-        return list(dict.fromkeys(self._streams[p].record_id(draw) for p, draws in drawn.items() for draw in draws))
+        return list(dict.fromkeys(self._corpus.id(*place) for places in drawn.values() for place in places))
 
     def bad_records(self) -> list[str]:
         """'ID: reason' of the bad records met up to the last batch handed out."""
@@ -143,6 +183,12 @@ class Loader(Iterator[Batch]):
         """Stops the thread; no batch can be taken afterwards."""
         self._drain()
         self._worker.shutdown()
+
+
+def _limits(data: Data, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
+    """How often each source may be drawn over all streams; None = any number of times."""
+    epochs = data.max_epochs * (len(sizes) if len(data.max_epochs) == 1 else 1) or (0.0,) * len(sizes)
+    return tuple(int(most * size) if most else None for most, size in zip(epochs, sizes))
 
 
 def _lists(value: Any) -> Any:

@@ -71,6 +71,7 @@ class Row:
     def __init__(self, layout: Layout):
         self._layout, self.segments = layout, 0
         self.draws: list[int] = []  # those of its segments
+        self.sizes: list[int] = []  # positions of its segments, encoder's and decoder's
         self.arrays = layout.padding()
         self.used = dict.fromkeys(layout.packed, 0)
 
@@ -78,6 +79,7 @@ class Row:
         """Appends `sizes` positions of the example of a draw, from `start` on, as the next segment."""
         self.segments += 1
         self.draws.append(draw)
+        self.sizes.append(sum(sizes.values()))
         for dim, size in sizes.items():
             at, end = self.used[dim], self.used[dim] + size
             for name in self._layout.names[dim]:
@@ -277,6 +279,11 @@ class Single:
 
     def restore(self, state: State) -> None:
         self._cursor.seek(state["draw"], state["taken"])
+
+
+def draws_of(state: State) -> set[int]:
+    """The draws that a packer in a state may ask for again, and the next one."""
+    return {state["draw"], *(draw for places in state["rows"] for draw, _ in places)} if "rows" in state else {state["draw"]}
 
 
 def _fitting(layout: Layout, cursor: Cursor) -> Cursor:

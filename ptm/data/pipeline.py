@@ -1,6 +1,7 @@
 """From the drawn documents to rows: the one path that training and validation take.
 
-    order      draws in a global order; a logical stream p of S takes the draws p, p + S, p + 2S, ...   (mixture)
+    order      draws in a global order; a logical stream p of S takes the draws p, p + S, p + 2S, ...,
+               or by weights that change, as a Mixer of its own says                                    (mixture)
     document   read the record, keep this split's part, tokenize                                        (documents)
     cut        a random window; or parts of max_record_tokens (ID#n), then of the featurizer's raw_length (ID@n); a Task's records stay whole
     features   examples of one piece, with randomness keyed by (seed, id of the piece, visit)            (objectives)
@@ -22,23 +23,23 @@ from ptm.config import Data
 from ptm.data import documents, sources
 from ptm.data.batch import Document, Example, Featurizer, keyed_rng, reads_records
 from ptm.data.documents import Corpus, Tokenizer
-from ptm.data.mixture import Order, Pass
-from ptm.data.pack import Batch, Cursor, Layout, dim_of, make_packer, stack
+from ptm.data.mixture import Draw, Mixer, Order, Pass
+from ptm.data.pack import Batch, Cursor, Layout, dim_of, draws_of, make_packer, stack
 from ptm.fields import ConfigError
 
 State = dict[str, Any]
+Draws = Order | Mixer | Pass
 RANDOM_TRIES = 64
+COUNTED = ("draws", "examples", "tokens")  # by source, where there are several: draws begun, segments of finished rows, and their positions
 
 
 class Stream:
     """The rows of one logical stream, or of a finite pass."""
 
-    def __init__(
-        self, corpus: Corpus, *, order: Order | Pass, data: Data, featurizer: Featurizer, seed: int, first: int = 0, step: int = 1, windows: bool = False
-    ):
-        """Takes the draws first, first + step, ... of `order`; `windows` draws one random window of each document."""
+    def __init__(self, corpus: Corpus, *, order: Draws, data: Data, featurizer: Featurizer, seed: int, first: int = 0, step: int = 1, windows: bool = False):
+        """Takes the draws first, first + step, ... of `order`, or those of a Mixer of its own; `windows` draws one random window of each document."""
         self._corpus, self._order, self._featurizer, self._seed = corpus, order, featurizer, seed
-        self._first, self._step, self._shuffle = first, step, data.shuffle and isinstance(order, Order)
+        self._first, self._step, self._shuffle = first, step, data.shuffle and not isinstance(order, Pass)
         self._layout = Layout(featurizer)
         self._window = (featurizer.raw_length or self._layout.lengths["L"] + 1) if windows else None
         whole = reads_records(featurizer)
@@ -50,29 +51,40 @@ class Stream:
         self._fruitless, self._found_usable = 0, False
         self.bad: frozenset[tuple[int, int]] = frozenset()
         self.rows, self.filled, self.draws = 0, 0, 0.0
-        self._drawn: list[int] = []
+        self._drawn: list[tuple[int, int]] = []
+        self._places: dict[int, Draw] = {}  # of the draws that may be asked for again
+        self._at = 0  # the step of the run that rows are made for
+        self._counts = {name: [0] * len(corpus.sizes) for name in COUNTED}
         cursor = Cursor(self._examples, count=len(order) if isinstance(order, Pass) else None)
-        self._packer = make_packer(row_packing(data, featurizer), layout=self._layout, cursor=cursor, bins=data.packing_bins)
+        packing = row_packing(data, featurizer)
+        self._single = packing == "none"
+        self._packer = make_packer(packing, layout=self._layout, cursor=cursor, bins=data.packing_bins)
 
-    def next_row(self) -> Example | None:
-        """The next finished row; None after the last one of a finite pass."""
+    def next_row(self, step: int = 0) -> Example | None:
+        """The next finished row, made for a step of the run, counted from 0; None after the last one of a finite pass."""
+        self._at = step
         row = self._packer.next_row()
         if row is None:
             return None
         self.rows += 1
         self.filled += sum(row.used.values())
-        self._drawn += row.draws
+        for draw, size in zip(row.draws, row.sizes):
+            source, record, _ = self._places[draw]
+            self._drawn.append((source, record))
+            self._counts["examples"][source] += 1
+            self._counts["tokens"][source] += size
+        if len(self._places) > 256:
+            self._forget()
         return self._featurizer.finish(row.arrays)
 
-    def take_drawn(self) -> tuple[int, ...]:
-        """The draws that the rows since the last call are made of."""
+    def _forget(self) -> None:
+        kept = draws_of(self._packer.snapshot())
+        self._places = {draw: place for draw, place in self._places.items() if draw in kept}
+
+    def take_drawn(self) -> tuple[tuple[int, int], ...]:
+        """(source, record) of what the rows since the last call are made of."""
         drawn, self._drawn = tuple(dict.fromkeys(self._drawn)), []
         return drawn
-
-    def record_id(self, draw: int) -> str:
-        """The id of the record of a draw."""
-        source, record, _ = self._order[self._first + draw * self._step]
-        return self._corpus.id(source, record)
 
     def padding(self) -> Example:
         """A finished row that holds nothing."""
@@ -80,7 +92,15 @@ class Stream:
 
     def snapshot(self) -> State:
         """The place where the next row begins, what was counted so far and the bad records met, as numbers, tuples and a frozenset."""
-        return {"rows": self.rows, "filled": self.filled, "draws": self.draws, "bad": self.bad, "streams": self._step, "packer": self._packer.snapshot()}
+        packer = self._packer.snapshot()
+        state = {"rows": self.rows, "filled": self.filled, "draws": self.draws, "bad": self.bad, "streams": self._step, "packer": packer}
+        if len(self._corpus.sizes) > 1 or isinstance(self._order, Mixer):
+            self._forget()
+            places = tuple((draw, *place) for draw, place in self._places.items())
+            state["sources"] = {name: tuple(counts) for name, counts in self._counts.items()} | {"places": places}
+        if isinstance(self._order, Mixer):
+            state["behind"] = tuple(self._order.behind)
+        return state
 
     def restore(self, state: State) -> None:
         """Goes on where a snapshot was taken, given its copy from JSON."""
@@ -91,18 +111,40 @@ class Stream:
         self.bad = frozenset()
         for source, record in state["bad"]:
             self._document(source, record)  # so that it is named and counts towards the limit
+        # A run that was begun before sources were counted counts from here on.
+        counted = state["sources"] if "sources" in state else {"places": (), **{name: [0] * len(self._corpus.sizes) for name in COUNTED}}
+        self._places = {draw: tuple(place) for draw, *place in counted["places"]}
+        self._counts = {name: list(counted[name]) for name in COUNTED}
+        if isinstance(self._order, Mixer):
+            self._order.restore(counts=counted["draws"], behind=state["behind"])
         self._packer.restore(state["packer"])
         self.rows, self.filled, self.draws = state["rows"], state["filled"], state["draws"]
 
     def _examples(self, draw: int) -> Iterator[Example]:
-        source, record, visit = self._order[self._first + draw * self._step]
+        source, record, visit = self._place(draw)
         empty = True
         for share, example in self._examples_of(source, record, visit):
             empty, self.draws = False, draw + share
             yield example
         self._fruitless, self.draws = self._fruitless + 1 if empty else 0, draw + 1
-        if self._fruitless >= sum(self._corpus.sizes) and isinstance(self._order, Order):
+        if self._fruitless >= sum(self._corpus.sizes) and not isinstance(self._order, Pass):
             self._check_usable()
+
+    def _place(self, draw: int) -> Draw:
+        """What a draw is of. Draws come one after the other; those before are remembered as long as the packer may ask for them again."""
+        if draw not in self._places:
+            mixed = isinstance(self._order, Mixer)
+            self._places[draw] = self._order.draw(self._at) if mixed else self._order[self._first + draw * self._step]
+            self._counts["draws"][self._places[draw][0]] += 1
+        return self._places[draw]
+
+    def rows_of(self, source: int, record: int) -> float:
+        """Rows that the examples of a record fill, as far as that can be told of one record."""
+        filled = 0.0
+        for _, example in self._examples_of(source, record, 0):
+            shares = [size / self._layout.lengths[dim] for dim, size in self._layout.sizes(example).items()]
+            filled += 1.0 if self._single else max(shares)
+        return filled
 
     def _examples_of(self, source: int, record: int, visit: int) -> Iterator[tuple[float, Example]]:
         """The examples of a draw that are not empty, each with the share of the document's parts that are begun."""

@@ -33,6 +33,9 @@ class Turns(Iterator[Batch]):
         self._step += 1
         return batch
 
+    def require(self, steps: int) -> None:
+        """As of a Loader, for batches that take turns: nothing ends, since their sources have no limits (ptm.run.setup)."""
+
     def state(self) -> dict[int, State]:
         """For each logical stream of this host its JSON-ready state after the last batch handed out."""
         states = {name: loader.state() for name, loader in self._loaders.items()}
