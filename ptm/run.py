@@ -20,7 +20,7 @@ from ptm import config as config_lib
 from ptm import state as state_lib
 from ptm.config import Config, ConfigDict
 from ptm.data import documents, one_pass, pipeline, turns
-from ptm.data.batch import Document
+from ptm.data.batch import SOURCE, Document
 from ptm.data.loader import Loader
 from ptm.data.pack import Layout as RowLayout
 from ptm.data.turns import Turns
@@ -163,7 +163,10 @@ class Run:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch where the step wants it."""
-        shapes = batch_shapes(self.objective, self.config.train.batch_size)
+        rows, sources = self.config.train.batch_size, len(self.config.data.source)
+        shapes = batch_shapes(self.objective, rows)
+        if sources > 1:
+            shapes[SOURCE] = jax.ShapeDtypeStruct((rows, self.objective.lengths["L"], sources), jnp.int8)
         return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.layout.batch()) for name, leaf in shapes.items()}
 
     def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:

@@ -49,7 +49,9 @@ def _merge(a: tuple[dict, Aux], b: tuple[dict, Aux]) -> tuple[dict, Aux]:
     """Adds up totals and ratios, keeps the larger maxima."""
     (totals, aux), (more, other) = a, b
     maxima = jax.tree.map(jnp.maximum, aux.maxima, other.maxima)
-    return jax.tree.map(jnp.add, totals, more), Aux(ratios=jax.tree.map(jnp.add, aux.ratios, other.ratios), maxima=maxima)
+    return jax.tree.map(jnp.add, totals, more), aux.replace(
+        maxima=maxima, **{name: jax.tree.map(jnp.add, getattr(aux, name), getattr(other, name)) for name in ("ratios", "sources")}
+    )
 
 
 def _part(values: Any, frozen: Mapping[str, bool] | None, which: bool) -> Any:
@@ -104,7 +106,7 @@ def gradients(
     first = jax.tree.map(lambda x: x[0], (parts, carries))
     (loss, (totals, aux, _)), _ = jax.eval_shape(grad, params, first[0], rng, first[1])
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
-    start_aux = Aux(ratios=zeros(aux.ratios), maxima=jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), aux.maxima))
+    start_aux = Aux(ratios=zeros(aux.ratios), sources=zeros(aux.sources), maxima=jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), aux.maxima))
     start = (zeros(loss), zeros(params), (zeros(totals), start_aux))
     (loss, grads, (totals, aux)), carries = jax.lax.scan(body, start, (jnp.arange(microbatches), parts, carries))
     return loss, grads, (totals, weights, aux), jax.tree.map(join, carries)
@@ -146,7 +148,7 @@ def train_step(
 
     `teacher_params` are those of the model's teacher, if it has one: an argument, so that they are no constants of the compiled program.
     Terms and what else the objective reports are named NAME/METRIC where the objective has a `name`, as in a mixture whose branches take turns.
-    Metrics are scalars, among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `group_norms`, the norm of the
+    Metrics are scalars (losses by source not finite where the batch holds nothing of it), among them `skips`, the steps in a row up to this one that were not accepted, and one vector: `group_norms`, the norm of the
     gradient of each parameter group in the order of `group_names`, 0 for what is frozen.
     """
     params, model = state["params"], dataclasses.replace(model, teacher_params=teacher_params)
@@ -183,6 +185,7 @@ def train_step(
     own = {"loss": loss} if name else {}
     own |= {f"loss/{term}": safe_ratio(totals[term], weights[term]) for term in totals if len(totals) > 1}
     own |= {ratio: safe_ratio(*pair) for ratio, pair in aux.ratios.items()} | aux.maxima
+    own |= {ratio: total / weight for ratio, (total, weight) in aux.sources.items()}
     metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in own.items()}
     if norms:
         groups = {"grad_norm": grad_norms, "param_norm": _group_norms(new["params"]), "update_norm": _group_norms(updates)}

@@ -19,6 +19,7 @@ from ptm import run as run_lib
 from ptm import state as state_lib
 from ptm.data import pipeline
 from ptm.fields import ConfigError
+from ptm.objectives import sources
 from ptm.run import Run
 
 FINISHED, INTERRUPTED = 0, hosts.INTERRUPTED
@@ -104,6 +105,7 @@ def train(
             watched.now("A step")
             if skips or done % config.log.every == 0 or done in (1, steps):
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                values = {name: value for name, value in values.items() if math.isfinite(value) or not sources.OF_SOURCE.search(name)}
                 clocks = waits.take()
                 counted, names, seconds = zip(*hosts.gather([counts, socket.gethostname(), clocks.get("host_seconds", 0.0)]))
                 log.metrics(done, loader.stats(counted) | values | {"skipped": float(skips > 0)})

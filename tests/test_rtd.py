@@ -49,7 +49,7 @@ def sampled(objective, params, batch, *, rng=None, model=None):
     """What the discriminator reads."""
     model = model or Tables()
     hidden_BLD = model.hidden(params, batch, mask="full", part="generator", train=False, rng=None).hidden_BLD
-    _, samples_BS = objective.generate(model, params, batch, hidden_BLD, rng=jax.random.key(0) if rng is None else rng)
+    _, samples_BS, _ = objective.generate(model, params, batch, hidden_BLD, rng=jax.random.key(0) if rng is None else rng)
     return np.asarray(rtd.replaced(batch, samples_BS))
 
 

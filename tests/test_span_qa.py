@@ -243,9 +243,9 @@ def test_scores_are_those_of_a_softmax_within_each_segment():
     logits, segments = rng.normal(0, 3, 9).astype(np.float32), np.array([1, 1, 1, 2, 2, 3, 3, 0, 0])
     marks = np.array([0, 1, 0, 0, 1, 0, 0, 0, 0])
     logits[4] = 9.0
-    nll, hits = zoo.jit(span_qa.score_segments)(jnp.asarray(logits), jnp.asarray(marks), jnp.asarray(segments))
+    nats, hits = zoo.jit(span_qa.score_segments)(jnp.asarray(logits), jnp.asarray(marks), jnp.asarray(segments))
     expected = sum(np.log(np.exp(logits[segments == n]).sum()) - logits[at] for n, at in ((1, 1), (2, 4)))
-    np.testing.assert_allclose(nll, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(nats * marks), expected, rtol=1e-5)
     assert hits[2] == 1 and hits[3] == hits[0] == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ptm.config import Data
 from ptm.data import documents, mixture
-from ptm.data.batch import Field
+from ptm.data.batch import SOURCE, Field
 from ptm.data.loader import Loader
 from ptm.fields import ConfigError
 
@@ -107,6 +107,8 @@ def test_counts_are_those_of_the_rows(sources):
                 (source,) = {"abc".index(chr(token)) for token in row[segments == n]}
                 tokens[source] += np.sum(segments == n)
                 examples[source] += 1
+        letters = batch["tokens_BL"][..., None] == np.array([ord(letter) for letter in "abc"])
+        np.testing.assert_array_equal(batch[SOURCE], letters)
     stats = made.stats()
     assert [stats[f"tokens_{n}"] for n in range(3)] == tokens.tolist() and [stats[f"examples_{n}"] for n in range(3)] == examples.tolist()
     assert tokens.sum() == round((1 - stats["padding_share"]) * stats["rows"] * 48)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+SOURCE = "source_BLG"  # beside the fields of an objective, where there are several sources: which of the G each position is from, one-hot, int8
 Example = dict[str, np.ndarray]
 Draw = Callable[[np.random.Generator], "Document"]
 

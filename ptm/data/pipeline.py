@@ -21,7 +21,7 @@ import numpy as np
 
 from ptm.config import Data
 from ptm.data import documents, sources
-from ptm.data.batch import Document, Example, Featurizer, keyed_rng, reads_records
+from ptm.data.batch import SOURCE, Document, Example, Featurizer, keyed_rng, reads_records
 from ptm.data.documents import Corpus, Tokenizer
 from ptm.data.mixture import Draw, Mixer, Order, Pass
 from ptm.data.pack import Batch, Cursor, Layout, dim_of, draws_of, make_packer, stack
@@ -30,6 +30,7 @@ from ptm.fields import ConfigError
 State = dict[str, Any]
 Draws = Order | Mixer | Pass
 RANDOM_TRIES = 64
+REMEMBERED = 256  # draws, before it is looked which of them are needed
 COUNTED = ("draws", "examples", "tokens")  # by source, where there are several: draws begun, segments of finished rows, and their positions
 
 
@@ -73,9 +74,18 @@ class Stream:
             self._drawn.append((source, record))
             self._counts["examples"][source] += 1
             self._counts["tokens"][source] += size
-        if len(self._places) > 256:
+        finished = self._finished(row.arrays, [self._places[draw][0] for draw in row.draws])
+        if len(self._places) > REMEMBERED:
             self._forget()
-        return self._featurizer.finish(row.arrays)
+        return finished
+
+    def _finished(self, arrays: Example, sources: Sequence[int]) -> Example:
+        """A row ready for the device, with the sources of its segments where there are several."""
+        count = len(self._corpus.sizes)
+        if count == 1:
+            return self._featurizer.finish(arrays)
+        of_segment = np.array([-1, *sources])
+        return self._featurizer.finish({**arrays, SOURCE: (of_segment[arrays["segments_BL"], None] == np.arange(count)).astype(np.int8)})
 
     def _forget(self) -> None:
         kept = draws_of(self._packer.snapshot())
@@ -88,7 +98,7 @@ class Stream:
 
     def padding(self) -> Example:
         """A finished row that holds nothing."""
-        return self._featurizer.finish(self._layout.padding())
+        return self._finished(self._layout.padding(), [])
 
     def snapshot(self) -> State:
         """The place where the next row begins, what was counted so far and the bad records met, as numbers, tuples and a frozenset."""

@@ -29,14 +29,14 @@ def require(options: Config, *, run: Any) -> None:
 
 
 def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
-    """{loss, loss/TERM, perplexity, RATIO, tokens}, added up in float64."""
+    """{loss, loss/TERM, perplexity, RATIO, tokens}, and where there are several sources loss_N of what comes from source N (or loss/TERM_N), added up in float64."""
     sums: Any = None
     for batch in itertools.islice(run.validation(rows_of(options, run), data=options.data(run.config.data)), options.batches):
         interrupts.poll()
         totals, weights, aux = run.eval_step(params, batch)
-        part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get((totals, weights, aux.ratios)))
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get((totals, weights, aux.ratios, aux.sources)))
         sums = part if sums is None else jax.tree.map(np.add, sums, part)
-    totals, weights, ratios = sums
+    totals, weights, ratios, sources = sums
 
     def divide(total: Any, weight: Any) -> float:
         return float(total / weight) if weight else 0.0
@@ -49,5 +49,6 @@ def evaluate(options: Config, *, run: Any, params: Any) -> Measured:
     of_tokens = next((terms[term] for term in ("tokens", "mlm") if term in terms), result["loss"])
     result["perplexity"] = math.exp(min(of_tokens, 700.0))
     result |= {name: divide(total, weight) for name, (total, weight) in ratios.items()}
+    result |= {name: divide(total, weight) for name, (total, weight) in sources.items() if weight}
     result["tokens"] = float(weights["tokens"] if "tokens" in weights else next(iter(weights.values())))
     return Measured(result)

@@ -24,6 +24,12 @@ def at_least_float32(logits: jax.Array) -> jax.Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
+def token_nats(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats of targets [...] by logits [..., V]."""
+    hit = targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+
+
 def cross_entropy(
     logits_of: Callable[[Any], jax.Array], hidden_BLD: Any, targets_BL: jax.Array, weights_BL: jax.Array, *, chunk: int, layout: Layout | None = None
 ) -> TokenSums:

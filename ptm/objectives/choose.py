@@ -11,7 +11,7 @@ import numpy as np
 
 from ptm.data.batch import Document, Draw, Example, Field
 from ptm.fields import ConfigError, field
-from ptm.objectives.protocol import Batch
+from ptm.objectives.protocol import Batch, Ratio
 from ptm.objectives.rows import PAIR, SHORTEST, UNKNOWN, SummaryConfig, SummaryTask, levelled
 
 CHOICES, LABEL = "choices", "label"
@@ -111,12 +111,12 @@ class Choose(SummaryTask):
     def label_weights(self, batch: Batch) -> jax.Array:
         return (batch["right_BS"] == 1).astype(jnp.float32)
 
-    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, Ratio]]:
         scores_BS, record_BS, right_BS = logits_BSN[..., 0], batch["record_BS"], self.label_weights(batch)
         rivals_BSS = jnp.where(record_BS[:, :, None] == record_BS[:, None, :], scores_BS[:, None, :], -jnp.inf)
         nll_BS = jax.nn.logsumexp(rivals_BSS, axis=2) - scores_BS
         hits_BS = jnp.sum(rivals_BSS >= scores_BS[:, :, None], axis=2) == 1  # ties are misses
-        return jnp.sum(nll_BS * right_BS), {"accuracy": (jnp.sum(hits_BS * right_BS), jnp.sum(right_BS))}
+        return nll_BS, {"accuracy": (jnp.sum(hits_BS * right_BS), jnp.sum(right_BS))}
 
     def answer(self, doc: Document, outputs: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """The place of the chosen text, from 0, the text, and the probability of each."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ptm.data.batch import Document, Draw, Example, Field
 from ptm.fields import field
-from ptm.objectives.protocol import Batch
+from ptm.objectives.protocol import Batch, Ratio
 from ptm.objectives.rows import UNKNOWN, LabelConfig, SummaryConfig, SummaryTask, label_name, number_of, weights_by_label
 
 LABEL = "label"  # the column with the name of the class
@@ -57,7 +57,7 @@ class Classify(SummaryTask):
     def label_weights(self, batch: Batch) -> jax.Array:
         return jnp.where(batch["label_BS"] != UNKNOWN, jnp.asarray(self._weights)[batch["label_BS"]], 0.0)
 
-    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, Ratio]]:
         label_BS, share = batch["label_BS"], self.config.label_smoothing
         log_probs_BSN = jax.nn.log_softmax(logits_BSN)
         nll_BS = -jnp.take_along_axis(log_probs_BSN, jnp.maximum(label_BS, 0)[..., None], axis=2)[..., 0]
@@ -65,7 +65,7 @@ class Classify(SummaryTask):
             nll_BS = (1 - share) * nll_BS - share * jnp.mean(log_probs_BSN, axis=2)
         known_BS = (label_BS != UNKNOWN).astype(jnp.float32)
         hits = jnp.sum((jnp.argmax(logits_BSN, axis=2) == label_BS) * known_BS)
-        return jnp.sum(nll_BS * self.label_weights(batch)), {"accuracy": (hits, jnp.sum(known_BS))}
+        return nll_BS, {"accuracy": (hits, jnp.sum(known_BS))}
 
     def answer(self, doc: Document, outputs: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """The most likely label, and the probability of each."""

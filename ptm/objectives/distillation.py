@@ -94,6 +94,8 @@ class Taught:
         hidden = functools.partial(Model.hidden, batch=batch, mask=self.mask, head=self.heads[0], **options)
         out = hidden(model, params, train=train, rng=rng)
         totals, aux = self.part.token_terms(model, params, batch, out)
+        if len(self.coefficients) > 1:  # whose tokens are one term among others, whatever they are of the part
+            aux = aux.replace(sources={name.replace("loss_", "loss/tokens_"): ratio for name, ratio in aux.sources.items()})
         if {"soft", "hidden"} & set(self.coefficients):
             assert model.teacher is not None and model.teacher_params is not None, NO_TEACHER
             taught = hidden(model.teacher, model.teacher_params)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm.data.batch import Document, Draw, Example, Field
+from ptm.data.batch import SOURCE, Document, Draw, Example, Field
 from ptm.fields import ConfigError, field
 from ptm.models import Model
 from ptm.nn.losses import cross_entropy
@@ -219,6 +219,8 @@ class Pairs(mlm.MLM):
         merged = dict(row)
         contents = {name: (row[name][kept], spec.pad) for name, spec in self.fields.items()}
         contents |= {"segments_BL": (1, 0), "positions_BL": (np.arange(len(kept)), 0)}
+        if SOURCE in row:
+            contents[SOURCE] = (row[SOURCE][kept], 0)
         for name, (values, pad) in contents.items():
             merged[name] = np.full_like(row[name], pad)
             merged[name][: len(kept)] = values

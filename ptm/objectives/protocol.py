@@ -11,14 +11,19 @@ from ptm.data.batch import Document, Featurizer
 from ptm.models import Model
 
 Batch = dict[str, jax.Array]
+Ratio = tuple[jax.Array, jax.Array]  # (sum, weight)
 
 
 @flax.struct.dataclass
 class Aux:
-    """What a loss reports besides its terms: ratios as (sum, weight), which add up over microbatches and batches, and maxima."""
+    """What a loss reports besides its terms: ratios as (sum, weight), which add up over microbatches and batches, and maxima.
 
-    ratios: dict[str, tuple[jax.Array, jax.Array]]
+    `sources` are ratios of what comes from one source (ptm.objectives.sources), which a batch may hold nothing of.
+    """
+
+    ratios: dict[str, Ratio]
     maxima: dict[str, jax.Array]
+    sources: dict[str, Ratio] = flax.struct.field(default_factory=dict)
 
 
 class Objective(Featurizer, Protocol):

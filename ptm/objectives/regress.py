@@ -11,7 +11,7 @@ import numpy as np
 
 from ptm.data.batch import Document, Draw, Example, Field
 from ptm.fields import ConfigError, field
-from ptm.objectives.protocol import Batch
+from ptm.objectives.protocol import Batch, Ratio
 from ptm.objectives.rows import SummaryConfig, SummaryTask
 
 LABEL = "label"  # the column with the number
@@ -70,10 +70,10 @@ class Regress(SummaryTask):
         low, high = self.config.low, self.config.high
         return logits if low is None else low + (high - low) * jax.nn.sigmoid(logits)
 
-    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, Ratio]]:
         weights_BS = self.label_weights(batch)
         error_BS = (self._values(logits_BSN[..., 0]) - jnp.nan_to_num(batch["label_BS"])) * weights_BS
-        return jnp.sum(jnp.square(error_BS)), {"absolute_error": (jnp.sum(jnp.abs(error_BS)), jnp.sum(weights_BS))}
+        return jnp.square(error_BS), {"absolute_error": (jnp.sum(jnp.abs(error_BS)), jnp.sum(weights_BS))}
 
     def answer(self, doc: Document, outputs: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """The number, in the range that was asked for."""

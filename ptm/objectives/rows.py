@@ -14,8 +14,9 @@ from ptm.data.batch import Document, Example, Field
 from ptm.fields import ConfigError, field, nearest, parse, unparse
 from ptm.models import Model
 from ptm.nn.stack import Output
-from ptm.objectives.protocol import Aux, Batch
+from ptm.objectives.protocol import Aux, Batch, Ratio
 from ptm.objectives.selected import take
+from ptm.objectives.sources import by_source
 from ptm.objectives.tokens import TokenObjective
 
 PAIR = "pair"  # the column with a second text
@@ -325,8 +326,8 @@ class SummaryTask(TokenObjective, abc.ABC):
         """Weight of each text's label, [B, S]; of the batch alone."""
 
     @abc.abstractmethod
-    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-        """(sum of the term `label`, ratios to report) of the head's outputs, float32."""
+    def label_terms(self, logits_BSN: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, Ratio]]:
+        """(nats of each text's label [B, S], which count as its weight says; ratios to report) of the head's outputs, float32."""
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         labelled = {"label": jnp.sum(self.label_weights(batch))}
@@ -356,13 +357,16 @@ class SummaryTask(TokenObjective, abc.ABC):
 
     def loss(self, model: Model, params: Any, batch: Batch, *, rng: jax.Array | None, carry: Any, train: bool) -> tuple[dict[str, jax.Array], Aux, Any]:
         logits_BSN, out = self._logits(model, params, batch, rng=rng, train=train)
-        total, ratios = self.label_terms(logits_BSN, batch)
-        totals, maxima = {"label": total}, {} if out.attention_max is None else {"attention_logit": out.attention_max}
+        nats_BS, ratios = self.label_terms(logits_BSN, batch)
+        weights_BS = self.label_weights(batch)
+        sources = by_source(batch, self.loss_name("label"), nats_BS, weights_BS, batch["index_BS"])
+        totals, maxima = {"label": jnp.sum(nats_BS * weights_BS)}, {} if out.attention_max is None else {"attention_logit": out.attention_max}
         if "tokens" in self.coefficients:
             tokens, aux = self.token_terms(model, params, batch, out)
             totals |= tokens
+            sources = sources | aux.sources
             ratios = ratios | {f"lm_{name}": ratio for name, ratio in aux.ratios.items()}
-        return totals, Aux(ratios=ratios, maxima=maxima), carry
+        return totals, Aux(ratios=ratios, maxima=maxima, sources=sources), carry
 
     def outputs(self, model: Model, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The head's outputs for each row's texts, logits [rows, S, N]."""

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ptm.data.batch import SOURCE
 from ptm.fields import ConfigError, field
 from ptm.models import Model
-from ptm.nn.losses import TokenSums, cross_entropy, cross_entropy_and
+from ptm.nn.losses import TokenSums, cross_entropy_and, token_nats
 from ptm.objectives import mlm
-from ptm.objectives.protocol import Aux, Batch
+from ptm.objectives.protocol import Aux, Batch, Ratio
+from ptm.objectives.sources import by_source
 
 
 class Arm(NamedTuple):
@@ -84,7 +86,7 @@ class RTD(mlm.MLM):
     def loss(self, model: Model, params: Any, batch: Batch, *, rng: jax.Array | None, carry: Any, train: bool) -> tuple[dict[str, jax.Array], Aux, Any]:
         generator_rng, noise_rng, main_rng = (None, jax.random.key(0), None) if rng is None else jax.random.split(rng, 3)
         read = model.hidden(params, batch, mask=self.mask, part="generator", train=train, rng=generator_rng)
-        sums, samples_BS = self.generate(model, params, batch, read.hidden_BLD, rng=noise_rng)
+        sums, samples_BS, sources = self.generate(model, params, batch, read.hidden_BLD, rng=noise_rng)
         totals = {"mlm": sums.nll, **({"z": sums.log_z_squared} if "z" in self.coefficients else {})}
         chosen, dropped = jnp.sum(batch["weights_BL"]), jnp.sum(batch["dropped_B"])
         ratios = {"generator_accuracy": (sums.correct, chosen), "dropped_share": (dropped, dropped + chosen)}
@@ -92,12 +94,15 @@ class RTD(mlm.MLM):
         tokens_BL = replaced(batch, samples_BS)
         main = model.hidden(params, {**batch, "tokens_BL": tokens_BL}, mask=self.mask, part="discriminator", train=train, rng=main_rng)
         tell = self._detect if self.arm.term == "rtd" else self._restore
-        totals[self.arm.term], found = tell(model, params, batch, tokens_BL, main.hidden_BLD)
+        totals[self.arm.term], found, main_sources = tell(model, params, batch, tokens_BL, main.hidden_BLD)
         tops = [out.attention_max for out in (read, main) if out.attention_max is not None]
-        return totals, Aux(ratios={**ratios, **found}, maxima={"attention_logit": jnp.max(jnp.stack(tops))} if tops else {}), carry
+        maxima = {"attention_logit": jnp.max(jnp.stack(tops))} if tops else {}
+        return totals, Aux(ratios={**ratios, **found}, maxima=maxima, sources={**sources, **main_sources}), carry
 
-    def generate(self, model: Model, params: Any, batch: Batch, hidden_BLD: jax.Array, *, rng: jax.Array) -> tuple[TokenSums, jax.Array]:
-        """The generator's sums, and a token sampled for each chosen position.
+    def generate(
+        self, model: Model, params: Any, batch: Batch, hidden_BLD: jax.Array, *, rng: jax.Array
+    ) -> tuple[TokenSums, jax.Array, dict[str, Ratio]]:
+        """The generator's sums, a token sampled for each chosen position, and the loss by source.
 
         The noise of a position depends on `rng`, on what its row holds and on its place in the row: not on other rows, padding or devices.
         """
@@ -105,22 +110,25 @@ class RTD(mlm.MLM):
         index_BS = batch["target_index_BS"]
         rows_BS = jnp.broadcast_to(_row_number(batch)[:, None], index_BS.shape)
 
-        def sample(logits: jax.Array, given: tuple[jax.Array, ...]) -> jax.Array:
-            _, rows, index = given
+        def sample(logits: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
+            _, rows, index, targets = given
 
             def noise(row: jax.Array, place: jax.Array) -> jax.Array:
                 return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(rng, row), place), logits.shape[-1:])
 
             scores = jax.lax.stop_gradient(logits) / self.config.temperature + jax.vmap(jax.vmap(noise))(rows, index)
-            return jnp.argmax(scores[..., : self.tokenizer.vocab_size], axis=-1).astype(jnp.int32)  # rows of the table beyond it are no tokens
+            drawn = jnp.argmax(scores[..., : self.tokenizer.vocab_size], axis=-1).astype(jnp.int32)  # rows of the table beyond it are no tokens
+            return drawn, token_nats(jax.lax.stop_gradient(logits), targets) if SOURCE in batch else None
 
         logits_of = functools.partial(model.logits, params, head="mlm")
         context = model.module.context
-        return cross_entropy_and(
-            lambda given: logits_of(given[0]), (hidden, rows_BS, index_BS), targets_BS, weights_BS, chunk=context.loss_chunk, layout=context.layout, read=sample
+        given = (hidden, rows_BS, index_BS, targets_BS)
+        sums, (samples_BS, nats_BS) = cross_entropy_and(
+            lambda given: logits_of(given[0]), given, targets_BS, weights_BS, chunk=context.loss_chunk, layout=context.layout, read=sample
         )
+        return sums, samples_BS, {} if nats_BS is None else by_source(batch, "loss/mlm", nats_BS, weights_BS, index_BS)
 
-    def _detect(self, model: Model, params: Any, batch: Batch, tokens_BL: jax.Array, hidden_BLD: jax.Array) -> tuple[jax.Array, dict]:
+    def _detect(self, model: Model, params: Any, batch: Batch, tokens_BL: jax.Array, hidden_BLD: jax.Array) -> tuple[jax.Array, dict, dict]:
         weights_BL, replaced_BL = self.counted(batch), tokens_BL != batch["targets_BL"]
         logits_BL = model.logits(params, hidden_BLD, head="rtd")
         nll_BL = -jax.nn.log_sigmoid(jnp.where(replaced_BL, logits_BL, -logits_BL))
@@ -129,27 +137,33 @@ class RTD(mlm.MLM):
             jnp.sum(weights_BL * x_BL) for x_BL in (1.0, replaced_BL, said_BL, replaced_BL & said_BL, replaced_BL == said_BL)
         )  # fmt: skip
         shares = {"discriminator_accuracy": (right, total), "precision": (both, said), "recall": (both, actual), "replaced_share": (actual, total)}
-        return jnp.sum(weights_BL * nll_BL), shares
+        return jnp.sum(weights_BL * nll_BL), shares, by_source(batch, "loss/rtd", nll_BL, weights_BL)
 
-    def _restore(self, model: Model, params: Any, batch: Batch, tokens_BL: jax.Array, hidden_BLD: jax.Array) -> tuple[jax.Array, dict]:
+    def _restore(self, model: Model, params: Any, batch: Batch, tokens_BL: jax.Array, hidden_BLD: jax.Array) -> tuple[jax.Array, dict, dict]:
         weights_BL, replaced_BL = self.counted(batch), tokens_BL != batch["targets_BL"]
         logits_of = functools.partial(model.logits, params, head="restore")
 
-        def copied(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def copied(given: tuple[jax.Array, ...]) -> jax.Array:
             """Logs of the mixture of what was read and of any token: the weight of the latter is the probability that the token was replaced."""
-            hidden, tokens = given
+            hidden, tokens, _ = given
             gate = model.logits(params, hidden, head="rtd")[..., None]
             new = jax.nn.log_sigmoid(gate) + jax.nn.log_softmax(logits_of(hidden))
             same = tokens[..., None] == jax.lax.broadcasted_iota(tokens.dtype, new.shape, new.ndim - 1)
             return jnp.where(same, jnp.logaddexp(new, jax.nn.log_sigmoid(-gate)), new)
 
-        context = model.module.context
+        def read(logits: jax.Array, given: tuple[jax.Array, ...]) -> jax.Array | None:
+            return token_nats(jax.lax.stop_gradient(logits), given[-1]) if SOURCE in batch else None
+
         if self.arm.everywhere:
-            sums = cross_entropy(copied, (hidden_BLD, tokens_BL), batch["targets_BL"], weights_BL, chunk=context.loss_chunk, layout=context.layout)
+            place, logits_from, given, targets, weights = None, copied, (hidden_BLD, tokens_BL, batch["targets_BL"]), batch["targets_BL"], weights_BL
         else:
-            sums = cross_entropy(logits_of, *self.select(hidden_BLD, batch), chunk=context.loss_chunk, layout=context.layout)
+            hidden, targets, weights = self.select(hidden_BLD, batch)
+            place, logits_from, given = batch["target_index_BS"], lambda given: logits_of(given[0]), (hidden, targets)
+        context = model.module.context
+        sums, nats = cross_entropy_and(logits_from, given, targets, weights, chunk=context.loss_chunk, layout=context.layout, read=read)
         total, actual = jnp.sum(weights_BL), jnp.sum(weights_BL * replaced_BL)
-        return sums.nll, {"restore_accuracy": (sums.correct, total), "replaced_share": (actual, total)}
+        sources = {} if nats is None else by_source(batch, "loss/restore", nats, weights, place)
+        return sums.nll, {"restore_accuracy": (sums.correct, total), "replaced_share": (actual, total)}, sources
 
 
 def replaced(batch: Batch, samples_BS: jax.Array) -> jax.Array:

@@ -42,6 +42,9 @@ class SelectedObjective(TokenObjective):
         index_BS = batch["target_index_BS"]
         return take(hidden_BLD, index_BS), take(batch["targets_BL"], index_BS), take(batch["weights_BL"], index_BS)
 
+    def predicted(self, batch: Batch) -> jax.Array:
+        return batch["target_index_BS"]
+
     def token_terms(self, model: Model, params: Any, batch: Batch, out: Output) -> tuple[dict[str, jax.Array], Aux]:
         totals, aux = super().token_terms(model, params, batch, out)
         dropped = jnp.sum(batch["dropped_B"])

@@ -15,6 +15,7 @@ from ptm.metrics import metric_of
 from ptm.models import Model
 from ptm.objectives.protocol import Aux, Batch
 from ptm.objectives.rows import PACKINGS, Frame, Framed, ReaderConfig
+from ptm.objectives.sources import by_source
 
 CONTEXT, ANSWERS = "context", "answers"  # columns
 _log = logging.getLogger(__name__)
@@ -208,10 +209,12 @@ class SpanQA:
     def loss(self, model: Model, params: Any, batch: Batch, *, rng: jax.Array | None, carry: Any, train: bool) -> tuple[dict[str, jax.Array], Aux, Any]:
         start_BL, end_BL, maxima = self._logits(model, params, batch, rng=rng, train=train)
         score = jax.vmap(score_segments)
-        start_nll_B, start_hits_BN = score(start_BL, batch["start_BL"], batch["segments_BL"])
-        end_nll_B, end_hits_BN = score(end_BL, batch["end_BL"], batch["segments_BL"])
+        start_nats_BL, start_hits_BN = score(start_BL, batch["start_BL"], batch["segments_BL"])
+        end_nats_BL, end_hits_BN = score(end_BL, batch["end_BL"], batch["segments_BL"])
         hits = jnp.sum(start_hits_BN * end_hits_BN)  # windows whose two positions are both right
-        return {"span": jnp.sum(start_nll_B + end_nll_B) / 2}, Aux(ratios={"accuracy": (hits, self.weights(batch)["span"])}, maxima=maxima), carry
+        total = (jnp.sum(start_nats_BL * batch["start_BL"]) + jnp.sum(end_nats_BL * batch["end_BL"])) / 2
+        sources = jax.tree.map(jnp.add, *(by_source(batch, "loss", nats, batch[name]) for nats, name in ((start_nats_BL, "start_BL"), (end_nats_BL, "end_BL"))))
+        return {"span": total}, Aux(ratios={"accuracy": (hits, self.weights(batch)["span"])}, maxima=maxima, sources=sources), carry
 
     def outputs(self, model: Model, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """Logits of the beginning and the end of the answer, [rows, L] each."""
@@ -220,13 +223,13 @@ class SpanQA:
 
 
 def score_segments(logits_L: jax.Array, marks_L: jax.Array, segments_L: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(nats of the marked positions, each among those of its segment; whether a segment's marked logit is its largest [L + 1]) of one row."""
+    """(nats of each position among those of its segment [L]; whether a segment's marked logit is its largest [L + 1]) of one row."""
     count = len(logits_L) + 1
     top_N = jax.ops.segment_max(jax.lax.stop_gradient(logits_L), segments_L, count)
     sum_N = jax.ops.segment_sum(jnp.exp(logits_L - top_N[segments_L]), segments_L, count)
     log_z_L = top_N[segments_L] + jnp.log(sum_N[segments_L])
     hits_N = jax.ops.segment_sum(marks_L * (logits_L >= top_N[segments_L]), segments_L, count)
-    return jnp.sum(marks_L * (log_z_L - logits_L)), hits_N
+    return log_z_L - logits_L, hits_N
 
 
 def answers_of(doc: Document) -> list[tuple[str, int]] | None:

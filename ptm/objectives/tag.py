@@ -18,6 +18,7 @@ from ptm.metrics.entities import entities
 from ptm.models import Model
 from ptm.objectives.protocol import Aux, Batch
 from ptm.objectives.rows import PACKINGS, UNKNOWN, Frame, LabelConfig, ReaderConfig, label_name, number_of, weights_by_label
+from ptm.objectives.sources import by_source
 from ptm.text.boundaries import running_text
 
 WORDS, TAGS = "words", "tags"  # columns
@@ -243,7 +244,9 @@ class Tag:
         nll_BL = -jnp.take_along_axis(jax.nn.log_softmax(logits_BLN), jnp.maximum(label_BL, 0)[..., None], axis=2)[..., 0]
         known_BL = (label_BL != UNKNOWN).astype(jnp.float32)
         hits = jnp.sum((jnp.argmax(logits_BLN, axis=2) == label_BL) * known_BL)
-        return {"label": jnp.sum(nll_BL * self._label_weights(batch))}, Aux(ratios={"accuracy": (hits, jnp.sum(known_BL))}, maxima=maxima), carry
+        weights_BL = self._label_weights(batch)
+        aux = Aux(ratios={"accuracy": (hits, jnp.sum(known_BL))}, maxima=maxima, sources=by_source(batch, "loss", nll_BL, weights_BL))
+        return {"label": jnp.sum(nll_BL * weights_BL)}, aux, carry
 
     def outputs(self, model: Model, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The words that rows tag, by their number in the text (-1 elsewhere), and the most likely tag there, both [rows, L]."""

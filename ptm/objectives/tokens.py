@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptm.data.batch import Example
+from ptm.data.batch import SOURCE, Example
 from ptm.models import Model
-from ptm.nn.losses import cross_entropy_and, uniform_nats
+from ptm.nn.losses import cross_entropy_and, token_nats, uniform_nats
 from ptm.nn.stack import Output
 from ptm.objectives.protocol import Aux, Batch
+from ptm.objectives.sources import by_source
 
 
 class TokenObjective:
@@ -39,6 +40,14 @@ class TokenObjective:
         """(hidden, targets, weights) of the positions that get vocabulary logits: all of the row, unless overridden."""
         return hidden_BLD, batch["targets_BL"], batch["weights_BL"]
 
+    def predicted(self, batch: Batch) -> jax.Array | None:
+        """Their places in the row, [B, S]; None for all."""
+        return None
+
+    def loss_name(self, term: str) -> str:
+        """What metrics call a term of the loss."""
+        return f"loss/{term}" if len(self.coefficients) > 1 else "loss"
+
     def init_carry(self, model: Model, batch_size: int) -> Any:
         return None
 
@@ -50,14 +59,22 @@ class TokenObjective:
         """Sums of the terms of tokens, and what else is reported, of a batch whose hidden states are given."""
         hidden, targets, weights = self.select(out.hidden_BLD, batch)
         logits_of = functools.partial(model.logits, params, head=self.heads[0])
-        smoothed = "smoothing" in self.coefficients
-        context, read = model.module.context, uniform_nats if smoothed else lambda logits, hidden: None
-        sums, nats = cross_entropy_and(logits_of, hidden, targets, weights, chunk=context.loss_chunk, layout=context.layout, read=read)
+        smoothed, sourced = "smoothing" in self.coefficients, SOURCE in batch
+
+        def read(logits: jax.Array, given: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            uniform = {"uniform": uniform_nats(logits, given[0])} if smoothed else {}
+            return uniform | ({"nats": token_nats(jax.lax.stop_gradient(logits), given[1])} if sourced else {})
+
+        context = model.module.context
+        sums, seen = cross_entropy_and(
+            lambda given: logits_of(given[0]), (hidden, targets), targets, weights, chunk=context.loss_chunk, layout=context.layout, read=read
+        )
         totals = {"tokens": sums.nll, **({"z": sums.log_z_squared} if "z" in self.coefficients else {})}
         if smoothed:
-            totals["smoothing"] = jnp.sum(nats * weights)
+            totals["smoothing"] = jnp.sum(seen["uniform"] * weights)
+        sources = by_source(batch, self.loss_name("tokens"), seen["nats"], weights, self.predicted(batch)) if sourced else {}
         # Bits per byte: a token's bytes are those of the text that it stands for; special tokens stand for none.
         num_bytes = jnp.sum(jnp.asarray(self._token_bytes, jnp.float32)[targets] * weights)
         ratios = {"accuracy": (sums.correct, jnp.sum(weights)), "bits_per_byte": (sums.nll / jnp.log(2.0), num_bytes)}
         maxima = {} if out.attention_max is None else {"attention_logit": out.attention_max}
-        return totals, Aux(ratios=ratios, maxima=maxima)
+        return totals, Aux(ratios=ratios, maxima=maxima, sources=sources)
