@@ -34,13 +34,14 @@ from ptm.sections import (
     Train,
     column_entries,
     init_specs,
+    size_points,
     weight_points,
 )
 
 __all__ = [
     "SECTIONS", "TOP_LEVEL", "Checkpoint", "Compute", "Config", "ConfigDict", "Data", "Log", "Lora", "Mesh", "ModelOfInit", "Mup", "Optimizer", "Registries",
     "Schedule", "Tokenizer", "Train", "base", "column_entries", "complete", "defaults_of", "diff", "fingerprint", "flatten", "init_specs", "nearest_key",
-    "override", "resolve", "schema", "set_section", "to_dict", "weight_points",
+    "override", "resolve", "schema", "set_section", "size_points", "to_dict", "weight_points",
 ]  # fmt: skip
 
 Registries = dict[str, dict[str, type]]

@@ -1,7 +1,7 @@
 """All families, objectives and evals by name, and the checks of a whole config: what the command line needs before anything heavy is loaded."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptm import config as config_lib
 from ptm import fields, log, optim, parallel, text
@@ -18,10 +18,28 @@ REGISTRIES = {
 }
 
 
+class Phase(NamedTuple):
+    """Steps from `start` on that have batches of one size and rows of one length (of the decoder, for encoder-decoders)."""
+
+    start: int
+    batch_size: int
+    length: int
+
+
+def phases(config: Config) -> tuple[Phase, ...]:
+    """The phases of a run, one where nothing is scheduled. The last length and the largest batch size are those of train.batch_size and data.length."""
+    rows = config_lib.size_points(config.train.batch_schedule, key="train.batch_schedule") or ((0, config.train.batch_size),)
+    lengths = config_lib.size_points(config.data.length_schedule, key="data.length_schedule") or ((0, config.data.length),)
+
+    def at(points: tuple[tuple[int, int], ...], step: int) -> int:
+        return max(point for point in points if point[0] <= step)[1]
+
+    return tuple(Phase(start, at(rows, start), at(lengths, start)) for start in sorted({start for start, _ in (*rows, *lengths)}))
+
+
 def streams(config: Config) -> int:
-    """Logical streams of a run: as configured, or with memory one a row, or the greatest common divisor of its batch size and 64."""
-    batch_size = config.train.batch_size
-    return config.data.streams or (batch_size if _remembers(config.objective) else math.gcd(batch_size, 64))
+    """Logical streams of a run: as configured, or with memory one a row, or the greatest common divisor of its batch sizes and 64."""
+    return config.data.streams or (config.train.batch_size if _remembers(config.objective) else math.gcd(64, *(phase.batch_size for phase in phases(config))))
 
 
 def _remembers(objective: Any) -> bool:
@@ -50,8 +68,10 @@ def check(config: Config) -> None:
                 f"objective {part.name} needs the heads {', '.join(part.heads)}, but model {model.name} has no {', '.join(missing)}. "
                 f"Models that fit it: {', '.join(fitting)}; choose one in the recipe."
             )
-        if hasattr(part, "raw_length"):
-            part.raw_length(config.data.length, paired=paired)  # refuses lengths that no text fits
+        for phase in phases(config):
+            part.lengths(phase.length)
+            if hasattr(part, "raw_length"):
+                part.raw_length(phase.length, paired=paired)  # refuses lengths that no text fits
         if _remembers(part) and part is not objective:
             given = f"a part of objective {objective.name} has memory_length={part.memory_length}"
             raise ConfigError(f"{given}, but parts have no memory, since their rows do not go on from batch to batch; set it to 0.")
@@ -62,8 +82,15 @@ def check(config: Config) -> None:
             f"Set --config.data.length={model.max_length} or less, or --config.model.max_length={config.data.length} or more."
         )
     for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
-        if train.batch_size % parts:
-            raise ConfigError(f"{key}={parts} does not divide train.batch_size={train.batch_size}; allowed: {', '.join(map(str, fields.divisors(train.batch_size)))}.")
+        sizes = [phase.batch_size for phase in phases(config)]
+        if odd := [size for size in sizes if size % parts]:
+            given = f"{odd[0]} rows, train.batch_schedule={fields.unparse(train.batch_schedule)}" if train.batch_schedule else f"train.batch_size={train.batch_size}"
+            raise ConfigError(f"{key}={parts} does not divide {given}; allowed: {', '.join(map(str, fields.divisors(math.gcd(*sizes))))}.")
+    for key, given in (("train.batch_schedule", train.batch_schedule), ("data.length_schedule", config.data.length_schedule)):
+        if given and _remembers(objective):
+            raise ConfigError(
+                f"{key}={fields.unparse(given)} with objective.memory_length={objective.memory_length}, whose rows go on from batch to batch; leave one of them out."
+            )
     if _remembers(objective) and streams(config) != train.batch_size:
         raise ConfigError(
             f"data.streams={config.data.streams}, but with objective.memory_length={objective.memory_length} each row of a batch goes on where it ended in the "

@@ -3,11 +3,12 @@
 A Run knows its tokenizer, model, objective, optimizer and where arrays lie; it holds no parameters but those of a teacher.
 """
 
+import bisect
 import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from ptm.data.loader import Loader
 from ptm.data.pack import Layout as RowLayout
 from ptm.data.turns import Turns
 from ptm.evals import scoring
-from ptm.fields import ConfigError
+from ptm.fields import ConfigError, unparse
 from ptm.generate.text import Frame, frame_of
 from ptm.models import Model
 from ptm.nn.context import Context
@@ -59,6 +60,7 @@ class Run:
     optimizer: optim.Optimizer
     abstract_params: Any  # shapes of the parameters, with their shardings
     abstract_state: state_lib.State  # the same of the whole training state
+    by_length: Mapping[int, tuple[Part, ...]] = dataclasses.field(default_factory=dict)  # the branches for each length of rows, where that is scheduled
     teacher: Teacher | None = None  # of distillation, once `ptm.teacher.attach` has read it
 
     @property
@@ -82,8 +84,26 @@ class Run:
     def _of(self, branch: Part) -> "Run":
         return dataclasses.replace(self, branches=(branch,), parts=())
 
+    @functools.cached_property
+    def _phases(self) -> tuple["Run", ...]:
+        return tuple(self._in(phase) for phase in registry.phases(self.config))
+
+    def _in(self, phase: registry.Phase) -> "Run":
+        train, data = dataclasses.replace(self.config.train, batch_size=phase.batch_size), dataclasses.replace(self.config.data, length=phase.length)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, train=train, data=data), branches=self._branches(phase.length))
+
+    def _branches(self, length: int) -> tuple[Part, ...]:
+        return self.by_length[length] if length in self.by_length else self.branches
+
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The steps from which on batches or rows have another size, the first of them 0."""
+        return tuple(phase.start for phase in registry.phases(self.config))
+
     def at(self, step: int) -> "Run":
-        """The run of the branch whose turn a step is: this one, but for mixtures whose branches take turns."""
+        """The run of a step: that of its phase, of the branch whose turn it is; this one, but for schedules of sizes and mixtures whose branches take turns."""
+        if len(self.starts) > 1:
+            return self._phases[bisect.bisect_right(self.starts, step) - 1]
         if len(self.branches) == 1:
             return self
         return self._alone[turns.turn(step, seed=self.config.seed, weights=[branch.weight for branch in self.branches])]
@@ -169,19 +189,20 @@ class Run:
             shapes[SOURCE] = jax.ShapeDtypeStruct((rows, self.objective.lengths["L"], sources), jnp.int8)
         return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.layout.batch()) for name, leaf in shapes.items()}
 
-    def loader(self, *, rows: Sequence[int] | None = None) -> Loader | Turns:
-        """The training batches, from the first: `rows` of each, by default those that this process supplies."""
-        train, seed = self.config.train, self.config.seed
+    def loader(self, *, rows: Sequence[int] | Callable[[int], Sequence[int]] | None = None) -> Loader | Turns:
+        """The training batches, from the first: `rows` of each (or what gives them for a batch size), by default those that this process supplies."""
+        seed, phases = self.config.seed, registry.phases(self.config)
         for branch in self.branches:
             if isinstance(branch.objective, Task):
                 labels.check_columns(self.config.data, branch.objective.columns, objective=branch.objective.config.name)
-        rows = parallel.local_rows(self.layout, train.batch_size) if rows is None else rows
+        rows = functools.partial(parallel.local_rows, self.layout) if rows is None else rows
         loaders = {
             branch.name: Loader(
                 self.config.data, featurizer=branch.objective, tokenizer=self.tokenizer, seed=turns.branch_seed(seed, branch.name),
-                batch_size=train.batch_size, streams=registry.streams(self.config), rows=rows,
+                batch_size=phases[0].batch_size, streams=registry.streams(self.config), rows=rows,
+                later=[(phase.start, phase.batch_size, self._branches(phase.length)[0].objective) for phase in phases[1:]],
             )
-            for branch in self.branches
+            for branch in self._branches(phases[0].length)
         }  # fmt: skip
         if len(loaders) == 1:
             return next(iter(loaders.values()))
@@ -323,10 +344,26 @@ def use_deterministic_kernels() -> None:
 def layout_of(config: Config, devices: list | None) -> parallel.Layout:
     """The config's layout on the devices, which can share its batches. Raises ConfigError if they cannot."""
     layout = parallel.make_layout(config.mesh, devices=devices)
-    parallel.check_batch(layout, config.train.batch_size // config.train.microbatches, "train.batch_size / train.microbatches")
+    for phase in registry.phases(config):
+        where = f"train.batch_schedule={unparse(config.train.batch_schedule)} at step {phase.start}: " if config.train.batch_schedule else "train.batch_size / "
+        parallel.check_batch(layout, phase.batch_size // config.train.microbatches, f"{where}{'rows / ' if config.train.batch_schedule else ''}train.microbatches")
     for name, options in config.evals.items():
         parallel.check_batch(layout, options.batch_size or config.train.batch_size, f"evals.{name}.batch_size" if options.batch_size else "train.batch_size")
     return layout
+
+
+def _check_turns(config: Config, branches: tuple[Part, ...]) -> None:
+    """Refuses what goes by the steps of a run where loaders make their batches each for itself, in turns."""
+    scheduled = {
+        "data.weight_schedule": config.data.weight_schedule, "data.max_epochs": config.data.max_epochs, "data.length_schedule": config.data.length_schedule,
+        "train.batch_schedule": config.train.batch_schedule,
+    }  # fmt: skip
+    for key, value in scheduled.items():
+        if value and len(branches) > 1:
+            raise ConfigError(
+                f"{key}={unparse(value)} goes by the steps of a run, and the objectives {', '.join(branch.name for branch in branches)} read the sources each for itself, "
+                f"in turns. Leave {key} empty, or train objectives that share batches."
+            )
 
 
 def setup(
@@ -348,13 +385,12 @@ def setup(
     given = {"tokenizer": tokenizer, "length": config.data.length, "packing": config.data.packing, "model_config": model_config}
     objective = objectives.make(config.objective, **given)
     branches = mixture.branches(objective)
-    if len(branches) > 1 and (config.data.weight_schedule or config.data.max_epochs):
-        key = "weight_schedule" if config.data.weight_schedule else "max_epochs"
-        raise ConfigError(
-            f"data.{key} goes by the steps and draws of a run, and the objectives {', '.join(branch.name for branch in branches)} read the sources each for itself, in turns. "
-            f"Leave data.{key} empty, or train objectives that share batches."
-        )
-    parallel.check_lengths(layout, [(_length_key(branch, dim), size) for branch in branches for dim, size in branch.objective.lengths.items() if dim in ("L", "I")])
+    _check_turns(config, branches)
+    phases = registry.phases(config)
+    shorter = {phase.length for phase in phases} - {config.data.length}
+    by_length = {length: mixture.branches(objectives.make(config.objective, **given | {"length": length})) for length in sorted(shorter)}
+    for made in (branches, *by_length.values()):
+        parallel.check_lengths(layout, [(_length_key(branch, dim), size) for branch in made for dim, size in branch.objective.lengths.items() if dim in ("L", "I")])
     c = config.compute
     context = Context(
         layout=layout, dtype=jnp.dtype(c.dtype), logits=jnp.dtype(c.logits), attention=c.attention, attention_chunk=c.attention_chunk, scan_layers=c.scan_layers,
@@ -385,7 +421,7 @@ def setup(
         abstract_state["carry"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch()), state["carry"])
     return Run(
         config=config, workdir=workdir, layout=layout, tokenizer=tokenizer, model=model, branches=branches, parts=mixture.parts(objective), optimizer=optimizer,
-        abstract_params=abstract_state["params"], abstract_state=abstract_state,
+        abstract_params=abstract_state["params"], abstract_state=abstract_state, by_length=by_length | ({config.data.length: branches} if by_length else {}),
     )  # fmt: skip
 
 

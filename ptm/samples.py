@@ -36,7 +36,7 @@ def _first_rows(run: Run) -> dict[str, np.ndarray]:
     parts = shape["data"] * shape["fsdp"]
     rows = -(-ROWS // parts) * parts
     if not config.evals:
-        with contextlib.closing(run.loader(rows=range(config.train.batch_size))) as loader:
+        with contextlib.closing(run.loader(rows=range)) as loader:
             batch = next(loader)
         return {name: np.resize(values, (rows, *values.shape[1:])) for name, values in batch.items()}
     return next(pipeline.validation_batches(config.data, featurizer=run.objective, tokenizer=run.tokenizer, seed=config.seed, batch_size=rows))

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from ptm import fields
@@ -16,6 +16,9 @@ class Train:
 
     steps: int = field(1000, low=1, unit="steps", doc="Optimizer steps of the whole run.")
     batch_size: int = field(32, low=1, unit="rows", doc="Rows of one optimizer step, over all devices and microbatches.")
+    batch_schedule: tuple[str, ...] = field(
+        (), doc="Rows of a step from a step on, as STEP=ROWS, the first from step 0, such as 0=16,1000=32; batch_size is the largest of them. Empty = batch_size throughout."
+    )
     microbatches: int = field(1, low=1, doc="Parts of a batch computed one after the other; gradients are those of the whole batch.")
     ema_decay: float | None = field(None, low=0.0, high=1.0, doc="Decay per step of an exponential moving average of the parameters; None keeps none.")
     skip_sigma: float | None = field(
@@ -28,6 +31,12 @@ class Train:
     )
     hang_factor: float = field(30.0, low=1.0, doc="Times the usual time of a step, an evaluation or a save that must have passed too.")
     hang_exit: bool = field(False, doc="End then, with the exit code of an interrupted run (75), which launchers start again.")
+
+    def check(self, where: str) -> None:
+        rows = [rows for _, rows in size_points(self.batch_schedule, key=f"{where}.batch_schedule")]
+        if rows and max(rows) != self.batch_size:
+            given = f"{where}.batch_size={self.batch_size}, but the most rows of {where}.batch_schedule={fields.unparse(self.batch_schedule)} are {max(rows)}"
+            raise ConfigError(f"{given}; set --config.{where}.batch_size={max(rows)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,7 @@ class Tokenizer:
     extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
 
 
-WEIGHT_ENTRY = re.compile(r"(\d+)=((?:\d+\.?\d*|\.\d+)(?::(?:\d+\.?\d*|\.\d+))*)")
+WEIGHTS, SIZE = re.compile(r"(\d+\.?\d*|\.\d+)(:(\d+\.?\d*|\.\d+))*"), re.compile(r"0*[1-9]\d{0,11}")
 COLUMN_ENTRY = re.compile(r"(?:(\d+):)?([^=:{}|\s]+)=\s*(\S|\S.*\S)\s*", re.DOTALL)
 
 
@@ -67,16 +76,24 @@ def column_entries(entries: Iterable[str], *, where: str = "data") -> list[tuple
 
 def weight_points(entries: Iterable[str], *, where: str = "data") -> tuple[tuple[int, tuple[float, ...]], ...]:
     """(step, weights) of the entries of `weight_schedule`. Raises ConfigError for another form, and for steps that do not rise from 0."""
-    given, found = f"{where}.weight_schedule={fields.unparse(entries)}", []
+    return tuple((step, tuple(map(float, values.split(":")))) for step, values in _points(entries, f"{where}.weight_schedule", WEIGHTS, "STEP=W:W:..., such as 500=2:4:4"))
+
+
+def size_points(entries: Iterable[str], *, key: str) -> tuple[tuple[int, int], ...]:
+    """(step, size) of the entries of a schedule of sizes, the key of which is given. Raises ConfigError as `weight_points`."""
+    return tuple((step, int(size)) for step, size in _points(entries, key, SIZE, "STEP=SIZE with a size from 1 on, such as 500=64"))
+
+
+def _points(entries: Iterable[str], key: str, values: re.Pattern, form: str) -> Iterator[tuple[int, str]]:
+    given, last = f"{key}={fields.unparse(entries)}", -1
     for entry in entries:
-        match = WEIGHT_ENTRY.fullmatch(entry)
-        if match is None:
-            raise ConfigError(f"{given}: '{entry}' is not of the form STEP=W:W:... with weights from 0 on, such as 500=2:4:4.")
-        found.append((int(match[1]), tuple(map(float, match[2].split(":")))))
-    steps = [step for step, _ in found]
-    if steps and (steps[0] or any(later <= step for step, later in itertools.pairwise(steps))):
-        raise ConfigError(f"{given} has the steps {', '.join(map(str, steps))}; allowed: 0 first, then each larger than the one before it.")
-    return tuple(found)
+        step, _, value = entry.partition("=")
+        if not (step.isascii() and step.isdecimal() and values.fullmatch(value)):
+            raise ConfigError(f"{given}: '{entry}' is not of the form {form}.")
+        if int(step) <= last or last < 0 < int(step):
+            raise ConfigError(f"{given}: '{entry}'; allowed: steps that begin with 0, each larger than the one before it.")
+        last = int(step)
+        yield last, value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +128,10 @@ class Data:
     holdout: float = field(0.05, low=0.0, high=0.5, doc="Share held out of `source` for validation.")
     holdout_by: str = field("document", choices=("document", "tail"), doc="Hold out documents by a hash of their text, or the last characters of each.")
     length: int = field(128, low=2, unit="tokens", doc="Length of a row (of the decoder's row for encoder-decoders).")
+    length_schedule: tuple[str, ...] = field(
+        (), doc="Length of a row from a step on, as STEP=LENGTH, the first from step 0 and each longer than the one before, such as 0=128,90000=512; `length` is the last of "
+        "them. Empty = `length` throughout."
+    )
     packing: str = field(
         "default", choices=("default", "concat", "first_fit", "window", "none"),
         doc="How examples become rows; default = as the objective wants it, window = a random window of a document at each visit.",
@@ -144,6 +165,10 @@ class Data:
             if len(weights) != len(self.source) or not sum(weights):
                 given = f"{where}.weight_schedule={fields.unparse(self.weight_schedule)}: that of step {step}"
                 raise ConfigError(f"{given} must hold one weight for each of the {len(self.source)} entries of {where}.source, as 7:2:1, not all 0.")
+        lengths = [length for _, length in size_points(self.length_schedule, key=f"{where}.length_schedule")]
+        if lengths and (lengths[-1] != self.length or any(later <= length for length, later in itertools.pairwise(lengths))):
+            given = f"{where}.length_schedule={fields.unparse(self.length_schedule)} with {where}.length={self.length}"
+            raise ConfigError(f"{given}; allowed: lengths that rise up to {where}.length, since what was begun for shorter rows goes on in longer ones.")
         if len(self.max_epochs) not in (0, 1, len(self.source)):
             raise ConfigError(f"{where}.max_epochs={fields.unparse(self.max_epochs)}; allowed: one number, or one for each of the {len(self.source)} entries of {where}.source.")
         count = max(len(self.source), len(self.validation_source))

@@ -65,7 +65,8 @@ def train(
         run = teacher.attach(run_lib.setup(config, workdir=workdir, devices=devices))
         fingerprints, flat = run.fingerprints(), config_lib.flatten(config)
         hosts.require_equal(config=config_lib.fingerprint(config), jax=jax.__version__, **fingerprints)
-        rows, groups = parallel.local_rows(run.layout, config.train.batch_size), state_lib.group_names(run.abstract_params)
+        groups = state_lib.group_names(run.abstract_params)
+        rows = {phase.batch_size: parallel.local_rows(run.layout, phase.batch_size) for phase in registry.phases(config)}
         checkpoints = stack.enter_context(run_lib.open_checkpoints(run, workdir / "ckpt"))
         loader = stack.enter_context(contextlib.closing(run.loader()))
         owned = _owned(loader.state())
@@ -109,7 +110,7 @@ def train(
                 clocks = waits.take()
                 counted, names, seconds = zip(*hosts.gather([counts, socket.gethostname(), clocks.get("host_seconds", 0.0)]))
                 log.metrics(done, loader.stats(counted) | values | {"skipped": float(skips > 0)})
-                speed, (slowest, slow) = _speed(run, timer.step_time), peers.look(names, seconds, timer.step_time)
+                speed, (slowest, slow) = _speed(run if len(run.starts) == 1 else run.at(done - 1), timer.step_time), peers.look(names, seconds, timer.step_time)
                 log.timing(done, speed | clocks | slowest | compiles.totals() | log_lib.memory())
                 if slow:
                     progress.message(slow)
@@ -162,10 +163,15 @@ def train(
             made = next(loader)
             waits.batch()
             # This puts the batch on the devices while they are at the step before, since that one's metrics are not looked at until the next is queued.
-            batch = run.to_device(made, batch_size=config.train.batch_size, rows=rows)
+            now = run.at(step)
+            size = now.config.train.batch_size
+            batch = run.to_device(made, batch_size=size, rows=rows[size])
             profile(step, pending)
             waits.dispatch(pending[1]["loss"] if pending and step > start + 1 else None)  # the first step is waited for
-            state, metrics = run.at(step).train_step(state, batch)
+            if step in run.starts[1:] and step > start:
+                watched.now("The first step of a phase")
+                progress.message(f"From step {step + 1:,} on batches have {size:,} rows of {now.config.data.length:,} tokens.")
+            state, metrics = now.train_step(state, batch)
             note_compiles(step, "train")
             if pending is not None:
                 record(*pending)

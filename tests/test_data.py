@@ -655,9 +655,9 @@ def test_errors_of_the_thread_come_out_of_next(corpus):
 def test_stats_count_padding(tmp_path):
     path = write(tmp_path / "a.txt", "abcdefgh\n")
     data = loader(f"text:{path}", Whole(16, "none"), batch_size=2, streams=2)
-    assert data.stats() == {"rows": 0, "epoch": 0.0, "padding_share": 0.0, "bad_records": 0}
+    assert data.stats() == {"rows": 0, "tokens": 0, "epoch": 0.0, "padding_share": 0.0, "bad_records": 0}
     take(data, 3)
-    assert data.stats() == {"rows": 6, "epoch": 6.0, "padding_share": 0.5, "bad_records": 0}
+    assert data.stats() == {"rows": 6, "tokens": 48, "epoch": 6.0, "padding_share": 0.5, "bad_records": 0}
 
 
 def test_unknown_names_are_refused():

@@ -1,5 +1,6 @@
 """The endless batches of a run: logical streams side by side, prepared ahead in a thread, with exact state."""
 
+import bisect
 import collections
 import concurrent.futures
 import functools
@@ -10,12 +11,13 @@ from ptm.config import Data, weight_points
 from ptm.data.batch import Featurizer, keyed_rng
 from ptm.data.documents import Corpus, Tokenizer
 from ptm.data.mixture import TABLE, Mixer, Order, Pass, Shuffles, Weights
-from ptm.data.pack import SEGMENTS, Batch, stack
+from ptm.data.pack import Batch, stack
 from ptm.data.pipeline import COUNTED, State, Stream
 from ptm.fields import ConfigError
 
 ENOUGH = 1.25  # times as many rows as a sample tells of may be there
 SAMPLE = 64  # records of a source by which it is told how many rows it gives
+Later = tuple[int, int, Featurizer]  # from a step on: the batch size, and what makes the rows
 Counts = dict[str, Any]  # of the logical streams of a host
 Drawn = dict[int, tuple[tuple[int, int], ...]]  # by logical stream, (source, record) of what the rows of a batch are made of
 
@@ -36,26 +38,35 @@ class Loader(Iterator[Batch]):
         seed: int,
         batch_size: int,
         streams: int,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
         split: str = "train",
+        later: Sequence[Later] = (),
     ):
-        """`rows` are this host's row numbers of the global batch, in the order it wants them; by default all."""
-        if batch_size % streams:
-            raise ConfigError(f"data.streams={streams} does not divide the batch size {batch_size}; choose a divisor, or None for the largest one up to 64.")
-        self._rows = list(range(batch_size) if rows is None else rows)
-        if not self._rows or not all(0 <= row < batch_size for row in self._rows):
-            raise ValueError(f"rows={self._rows} must be numbers from 0 to {batch_size - 1}, at least one.")
-        self._per_stream, self._count, self._prefetch = batch_size // streams, streams, data.prefetch
+        """`rows` are this host's row numbers of the global batch, in the order it wants them, or what gives them for a batch size; by default all.
+
+        `later` says from which steps on batches are of another size, or rows longer.
+        """
+        self._sizes = [(0, batch_size), *((start, size) for start, size, _ in later)]
+        for _, size in self._sizes:
+            if size % streams:
+                raise ConfigError(f"data.streams={streams} does not divide the batch size {size}; choose a divisor, or None for the largest one up to 64.")
+        self._rows = {size: list(rows(size) if callable(rows) else range(size) if rows is None else rows) for _, size in self._sizes}
+        for size, chosen in self._rows.items():
+            if not chosen or not all(0 <= row < size for row in chosen):
+                raise ValueError(f"rows={chosen} must be numbers from 0 to {size - 1}, at least one.")
+        self._count, self._prefetch = streams, data.prefetch
+        longer = [(start, made_by) for (start, _, made_by), before in zip(later, (featurizer, *(made_by for *_, made_by in later))) if made_by is not before]
+        self._longest = max((featurizer, *(made_by for _, made_by in longer)), key=lambda made_by: made_by.lengths["L"])
         self._corpus = Corpus(data, split=split, tokenizer=tokenizer)
         self._mixed = bool(data.weight_schedule or data.max_epochs)
-        self._lengths = {dim: length for dim, length in featurizer.lengths.items() if dim in SEGMENTS}
         windows = data.packing == "window"
         self._limits = _limits(data, self._corpus.sizes)
         order = self._orders(data, seed=seed)
-        self._sampler = functools.partial(Stream, self._corpus, order=Pass(self._corpus.sizes), data=data, featurizer=featurizer, seed=seed, windows=windows)
+        self._sampler = functools.partial(Stream, self._corpus, order=Pass(self._corpus.sizes), data=data, featurizer=self._longest, seed=seed, windows=windows)
+        self._lengths = [(start, made_by.lengths["L"]) for start, made_by in ((0, featurizer), *longer)]
         self._streams = {
-            p: Stream(self._corpus, order=order(p), data=data, featurizer=featurizer, seed=seed, first=p, step=streams, windows=windows)
-            for p in sorted({row // self._per_stream for row in self._rows})
+            p: Stream(self._corpus, order=order(p), data=data, featurizer=featurizer, seed=seed, first=p, step=streams, windows=windows, longer=longer)
+            for p in sorted({row * streams // size for size, chosen in self._rows.items() for row in chosen})
         }
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ptm-data")
         self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -87,8 +98,12 @@ class Loader(Iterator[Batch]):
         if self._error is not None:
             raise self._error  # streams stopped in the middle of a batch: what follows would not be the batches of this run
         try:
-            made = {p: [stream.next_row(stream.rows // self._per_stream) for _ in range(self._per_stream)] for p, stream in self._streams.items()}
-            batch = stack([made[row // self._per_stream][row % self._per_stream] for row in self._rows])
+            size = _at(self._sizes, next(iter(self._streams.values())).step)
+            share = size // self._count
+            made = {p: [stream.next_row() for _ in range(share)] for p, stream in self._streams.items()}
+            batch = stack([made[row // share][row % share] for row in self._rows[size]])
+            for stream in self._streams.values():
+                stream.step += 1
             return batch, self._take(), {p: stream.take_drawn() for p, stream in self._streams.items()}
         except BaseException as error:
             self._error = error
@@ -109,10 +124,13 @@ class Loader(Iterator[Batch]):
             if weight:
                 chosen = keyed_rng("sample", source).permutation(size)[:SAMPLE] if size <= TABLE else keyed_rng("sample", source).integers(size, size=SAMPLE)
                 rows += limit * sum(sampler.rows_of(source, int(record)) for record in chosen) / len(chosen)
-        needed = steps * self._per_stream * self._count
+        # In rows of the last length; a phase lasts until the next one begins.
+        starts = sorted({start for start, _ in (*self._sizes, *self._lengths) if start < steps})
+        each = [_at(self._sizes, start) * _at(self._lengths, start) / self._lengths[-1][1] for start in starts]
+        needed = round(sum(rows_of * (end - start) for rows_of, start, end in zip(each, starts, (*starts[1:], steps))))
         if rows * ENOUGH < needed:
             raise ConfigError(
-                f"data.max_epochs leaves about {rows:,.0f} rows, and train.steps={steps} with train.batch_size={self._per_stream * self._count} needs {needed:,}: raise "
+                f"data.max_epochs leaves about {rows:,.0f} rows, and train.steps={steps} with train.batch_size={max(self._rows)} needs {needed:,}: raise "
                 f"data.max_epochs to about {needed / max(rows, 1):.2g} times what it is, add sources, or lower train.steps to about {int(steps * rows / needed)}."
             )
 
@@ -134,25 +152,26 @@ class Loader(Iterator[Batch]):
 
     def counts(self) -> Counts:
         """For each logical stream of this host what `stats` is made of, ready for JSON."""
-        kept = ("rows", "filled", "draws", "sources")
+        kept = ("rows", "filled", "positions", "draws", "sources")
         return {str(p): _lists({**{key: s[key] for key in kept if key in s}, "bad": sorted(s["bad"])}) for p, s in self._snapshots.items()}
 
     def stats(self, counts: Sequence[Counts] | None = None) -> dict[str, float]:
         """Figures of the streams up to the last batch handed out: of this host's, or of all those that the `counts` of some hosts have.
 
-        rows; padding_share of their positions; epoch (passes over the source that was read most often), counting what is begun; bad_records (distinct
-        ones met). In a mixture, of each source N also epoch_N, draws_N (documents begun), examples_N and tokens_N (what rows that are finished hold of it).
+        rows; tokens, their positions without padding; padding_share of all their positions; epoch (passes over the source that was read most often), counting
+        what is begun; bad_records (distinct ones met). In a mixture, of each source N also epoch_N, draws_N (documents begun), examples_N and tokens_N (what
+        rows that are finished hold of it).
         """
         streams = {int(p): stream for host in ([self.counts()] if counts is None else counts) for p, stream in host.items()}
         found = [streams[p] for p in sorted(streams)]
-        rows, filled = (sum(stream[key] for stream in found) for key in ("rows", "filled"))
+        rows, filled, positions = (sum(stream[key] for stream in found) for key in ("rows", "filled", "positions"))
         draws = sum(stream["draws"] for stream in found) / len(found) * self._count
         shares = [weight / sum(self._corpus.weights) for weight in self._corpus.weights]
         epochs = [draws * share / size for share, size in zip(shares, self._corpus.sizes)]
         counted = {name: [sum(of) for of in zip(*(stream["sources"][name] for stream in found))] for name in COUNTED if "sources" in found[0]}
         if self._mixed:
             epochs = [drawn / size * self._count / len(found) for drawn, size in zip(counted["draws"], self._corpus.sizes)]
-        stats = {"rows": rows, "epoch": max(epochs), "padding_share": 1 - filled / (rows * sum(self._lengths.values())) if rows else 0.0}
+        stats = {"rows": rows, "epoch": max(epochs), "tokens": filled, "padding_share": 1 - filled / positions if rows else 0.0}
         if len(epochs) > 1:
             stats |= {f"epoch_{n}": epoch for n, epoch in enumerate(epochs)}
             stats |= {f"{name}_{n}": count for name, counts in counted.items() for n, count in enumerate(counts)}
@@ -183,6 +202,11 @@ class Loader(Iterator[Batch]):
         """Stops the thread; no batch can be taken afterwards."""
         self._drain()
         self._worker.shutdown()
+
+
+def _at(points: Sequence[tuple[int, int]], step: int) -> int:
+    """What holds at a step, of (first step, value)."""
+    return points[bisect.bisect_right(points, step, key=lambda point: point[0]) - 1][1]
 
 
 def _limits(data: Data, sizes: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -7,7 +7,7 @@ positions restart in every segment.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -286,22 +286,22 @@ def draws_of(state: State) -> set[int]:
     return {state["draw"], *(draw for places in state["rows"] for draw, _ in places)} if "rows" in state else {state["draw"]}
 
 
+def fitted(layout: Layout, examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples, those longer than a row cut into pieces, where all their fields can be cut alike."""
+    for example in examples:
+        sizes = layout.sizes(example)
+        if all(size <= layout.lengths[dim] for dim, size in sizes.items()):
+            yield example
+        elif list(layout.names) == ["L"]:
+            for start in range(0, sizes["L"], layout.lengths["L"]):
+                yield {name: values[start : start + layout.lengths["L"]] for name, values in example.items()}
+        else:
+            raise ValueError(f"an example has {sizes} positions, but a row holds {layout.lengths}: the objective's `features` must keep to its lengths.")
+
+
 def _fitting(layout: Layout, cursor: Cursor) -> Cursor:
-    """The cursor with examples longer than a row cut into pieces, where all their fields can be cut alike."""
-
-    def examples(draw: int) -> Iterator[Example]:
-        for example in whole(draw):
-            sizes = layout.sizes(example)
-            if all(size <= layout.lengths[dim] for dim, size in sizes.items()):
-                yield example
-            elif list(layout.names) == ["L"]:
-                for start in range(0, sizes["L"], layout.lengths["L"]):
-                    yield {name: values[start : start + layout.lengths["L"]] for name, values in example.items()}
-            else:
-                raise ValueError(f"an example has {sizes} positions, but a row holds {layout.lengths}: the objective's `features` must keep to its lengths.")
-
     whole = cursor.examples
-    return Cursor(examples, count=cursor.count)
+    return Cursor(lambda draw: fitted(layout, whole(draw)), count=cursor.count)
 
 
 PACKERS: dict[str, Callable[..., Packer]] = {"concat": Concat, "first_fit": FirstFit, "none": Single}

@@ -11,6 +11,7 @@
 Each step is a pure function of what comes before it, so that the state of a stream is the place where its packer stands.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ from ptm.data import documents, sources
 from ptm.data.batch import SOURCE, Document, Example, Featurizer, keyed_rng, reads_records
 from ptm.data.documents import Corpus, Tokenizer
 from ptm.data.mixture import Draw, Mixer, Order, Pass
-from ptm.data.pack import Batch, Cursor, Layout, dim_of, draws_of, make_packer, stack
+from ptm.data.pack import Batch, Cursor, Layout, Packer, dim_of, draws_of, fitted, make_packer, stack
 from ptm.fields import ConfigError
 
 State = dict[str, Any]
@@ -34,15 +35,30 @@ REMEMBERED = 256  # draws, before it is looked which of them are needed
 COUNTED = ("draws", "examples", "tokens")  # by source, where there are several: draws begun, segments of finished rows, and their positions
 
 
+class Phase:
+    """How rows are made from a step of the run on."""
+
+    def __init__(self, start: int, featurizer: Featurizer, *, windows: bool):
+        self.start, self.featurizer, self.layout = start, featurizer, Layout(featurizer)
+        self.window = (featurizer.raw_length or self.layout.lengths["L"] + 1) if windows else None
+
+
 class Stream:
     """The rows of one logical stream, or of a finite pass."""
 
-    def __init__(self, corpus: Corpus, *, order: Draws, data: Data, featurizer: Featurizer, seed: int, first: int = 0, step: int = 1, windows: bool = False):
-        """Takes the draws first, first + step, ... of `order`, or those of a Mixer of its own; `windows` draws one random window of each document."""
-        self._corpus, self._order, self._featurizer, self._seed = corpus, order, featurizer, seed
+    def __init__(
+        self, corpus: Corpus, *, order: Draws, data: Data, featurizer: Featurizer, seed: int, first: int = 0, step: int = 1, windows: bool = False,
+        longer: Sequence[tuple[int, Featurizer]] = (),
+    ):  # fmt: skip
+        """Takes the draws first, first + step, ... of `order`, or those of a Mixer of its own; `windows` draws one random window of each document.
+
+        `longer` are featurizers of longer rows, each with the step from which on they are made. A document is made into examples by the featurizer of its
+        draw; those that wait for a row then go into a longer one.
+        """
+        self._corpus, self._order, self._seed = corpus, order, seed
         self._first, self._step, self._shuffle = first, step, data.shuffle and not isinstance(order, Pass)
-        self._layout = Layout(featurizer)
-        self._window = (featurizer.raw_length or self._layout.lengths["L"] + 1) if windows else None
+        self._phases = [Phase(start, made_by, windows=windows) for start, made_by in ((0, featurizer), *longer)]
+        self._begins = [0]  # of each phase so far the first draw
         whole = reads_records(featurizer)
         if whole and data.holdout_by == "tail" and not data.validation_source:
             raise ConfigError(
@@ -51,23 +67,43 @@ class Stream:
         self._record_size = None if whole or data.packing == "window" else data.max_record_tokens
         self._fruitless, self._found_usable = 0, False
         self.bad: frozenset[tuple[int, int]] = frozenset()
-        self.rows, self.filled, self.draws = 0, 0, 0.0
+        self.rows, self.positions, self.filled, self.draws = 0, 0, 0, 0.0
         self._drawn: list[tuple[int, int]] = []
         self._places: dict[int, Draw] = {}  # of the draws that may be asked for again
-        self._at = 0  # the step of the run that rows are made for
+        self.step = 0  # of the run, that rows are made for, counted from 0
         self._counts = {name: [0] * len(corpus.sizes) for name in COUNTED}
-        cursor = Cursor(self._examples, count=len(order) if isinstance(order, Pass) else None)
-        packing = row_packing(data, featurizer)
-        self._single = packing == "none"
-        self._packer = make_packer(packing, layout=self._layout, cursor=cursor, bins=data.packing_bins)
+        self._packing, self._bins = row_packing(data, featurizer), data.packing_bins
+        self._packer = self._make_packer()
 
-    def next_row(self, step: int = 0) -> Example | None:
-        """The next finished row, made for a step of the run, counted from 0; None after the last one of a finite pass."""
-        self._at = step
+    @property
+    def _phase(self) -> Phase:
+        return self._phases[len(self._begins) - 1]
+
+    def _phase_of(self, draw: int) -> Phase:
+        return self._phases[bisect.bisect_right(self._begins, draw) - 1]
+
+    def _make_packer(self) -> Packer:
+        cut = len(self._phases) > 1 and self._packing != "concat"  # by the rows of a draw's own phase, whatever the packer's rows are
+        examples = (lambda draw: fitted(self._phase_of(draw).layout, self._examples(draw))) if cut else self._examples
+        cursor = Cursor(examples, count=len(self._order) if isinstance(self._order, Pass) else None)
+        return make_packer(self._packing, layout=self._phase.layout, cursor=cursor, bins=self._bins)
+
+    def _lengthen(self) -> None:
+        """Makes longer rows from here on: half of a document, and rows that are not full, go on in them."""
+        state = self._packer.snapshot()
+        self._begins.append(state["draw"] + 1)
+        self._packer = self._make_packer()
+        self._packer.restore(state)
+
+    def next_row(self) -> Example | None:
+        """The next finished row; None after the last one of a finite pass."""
+        while len(self._begins) < len(self._phases) and self._phases[len(self._begins)].start <= self.step:
+            self._lengthen()
         row = self._packer.next_row()
         if row is None:
             return None
         self.rows += 1
+        self.positions += sum(self._phase.layout.lengths[dim] for dim in row.used)
         self.filled += sum(row.used.values())
         for draw, size in zip(row.draws, row.sizes):
             source, record, _ = self._places[draw]
@@ -83,9 +119,9 @@ class Stream:
         """A row ready for the device, with the sources of its segments where there are several."""
         count = len(self._corpus.sizes)
         if count == 1:
-            return self._featurizer.finish(arrays)
+            return self._phase.featurizer.finish(arrays)
         of_segment = np.array([-1, *sources])
-        return self._featurizer.finish({**arrays, SOURCE: (of_segment[arrays["segments_BL"], None] == np.arange(count)).astype(np.int8)})
+        return self._phase.featurizer.finish({**arrays, SOURCE: (of_segment[arrays["segments_BL"], None] == np.arange(count)).astype(np.int8)})
 
     def _forget(self) -> None:
         kept = draws_of(self._packer.snapshot())
@@ -98,12 +134,15 @@ class Stream:
 
     def padding(self) -> Example:
         """A finished row that holds nothing."""
-        return self._finished(self._layout.padding(), [])
+        return self._finished(self._phase.layout.padding(), [])
 
     def snapshot(self) -> State:
         """The place where the next row begins, what was counted so far and the bad records met, as numbers, tuples and a frozenset."""
         packer = self._packer.snapshot()
         state = {"rows": self.rows, "filled": self.filled, "draws": self.draws, "bad": self.bad, "streams": self._step, "packer": packer}
+        state |= {"step": self.step, "positions": self.positions}
+        if len(self._phases) > 1:
+            state["begins"] = tuple(self._begins)
         if len(self._corpus.sizes) > 1 or isinstance(self._order, Mixer):
             self._forget()
             places = tuple((draw, *place) for draw, place in self._places.items())
@@ -127,13 +166,18 @@ class Stream:
         self._counts = {name: list(counted[name]) for name in COUNTED}
         if isinstance(self._order, Mixer):
             self._order.restore(counts=counted["draws"], behind=state["behind"])
+        if len(self._phases) > 1:
+            self._begins = list(state["begins"])
+            self._packer = self._make_packer()
         self._packer.restore(state["packer"])
+        self.step = state["step"] if "step" in state else 0  # only what is younger than the key goes by steps
         self.rows, self.filled, self.draws = state["rows"], state["filled"], state["draws"]
+        self.positions = state["positions"] if "positions" in state else self.rows * sum(self._phase.layout.lengths[dim] for dim in self._phase.layout.packed)
 
     def _examples(self, draw: int) -> Iterator[Example]:
         source, record, visit = self._place(draw)
         empty = True
-        for share, example in self._examples_of(source, record, visit):
+        for share, example in self._examples_of(source, record, visit, self._phase_of(draw)):
             empty, self.draws = False, draw + share
             yield example
         self._fruitless, self.draws = self._fruitless + 1 if empty else 0, draw + 1
@@ -144,35 +188,36 @@ class Stream:
         """What a draw is of. Draws come one after the other; those before are remembered as long as the packer may ask for them again."""
         if draw not in self._places:
             mixed = isinstance(self._order, Mixer)
-            self._places[draw] = self._order.draw(self._at) if mixed else self._order[self._first + draw * self._step]
+            self._places[draw] = self._order.draw(self.step) if mixed else self._order[self._first + draw * self._step]
             self._counts["draws"][self._places[draw][0]] += 1
         return self._places[draw]
 
     def rows_of(self, source: int, record: int) -> float:
         """Rows that the examples of a record fill, as far as that can be told of one record."""
-        filled = 0.0
-        for _, example in self._examples_of(source, record, 0):
-            shares = [size / self._layout.lengths[dim] for dim, size in self._layout.sizes(example).items()]
-            filled += 1.0 if self._single else max(shares)
+        filled, layout = 0.0, self._phase.layout
+        for _, example in self._examples_of(source, record, 0, self._phase):
+            shares = [size / layout.lengths[dim] for dim, size in layout.sizes(example).items()]
+            filled += 1.0 if self._packing == "none" else max(shares)
         return filled
 
-    def _examples_of(self, source: int, record: int, visit: int) -> Iterator[tuple[float, Example]]:
+    def _examples_of(self, source: int, record: int, visit: int, phase: Phase) -> Iterator[tuple[float, Example]]:
         """The examples of a draw that are not empty, each with the share of the document's parts that are begun."""
         document = self._document(source, record)
         if document is None:
             return
-        visits, raw_length = self._featurizer.visits, self._featurizer.raw_length
-        parts = self._parts(document, visit)
+        featurizer, layout = phase.featurizer, phase.layout
+        visits, raw_length = featurizer.visits, featurizer.raw_length
+        parts = self._parts(document, visit, phase.window)
         for begun, part in enumerate(parts, 1):
             for piece in documents.cut(part, size=raw_length, mark="@") if raw_length else (part,):
                 rng = keyed_rng(self._seed, piece.id, visit % visits if visits else visit)
-                for example in self._featurizer.features(piece, rng=rng, draw=self._draw):
-                    if any(self._layout.sizes(example).values()):
+                for example in featurizer.features(piece, rng=rng, draw=self._draw):
+                    if any(layout.sizes(example).values()):
                         yield begun / len(parts), example
 
-    def _parts(self, document: Document, visit: int) -> list[Document]:
-        if self._window:
-            return [self._random_window(document, visit)]
+    def _parts(self, document: Document, visit: int, window: int | None) -> list[Document]:
+        if window:
+            return [self._random_window(document, visit, window)]
         parts = documents.cut(document, size=self._record_size, mark="#") if self._record_size else [document]
         if self._shuffle and len(parts) > 1:
             # Consecutive visits begin with different parts: streams that read the same long document at once must not read the same tokens.
@@ -181,12 +226,12 @@ class Stream:
             return [parts[n] for n in order]
         return parts
 
-    def _random_window(self, document: Document, visit: int) -> Document:
-        spare = len(document.tokens_L) - self._window
+    def _random_window(self, document: Document, visit: int, window: int) -> Document:
+        spare = len(document.tokens_L) - window
         if spare <= 0:
             return document
         start = int(keyed_rng(self._seed, document.id, visit, "window").integers(spare + 1))
-        return dataclasses.replace(document, id=f"{document.id}@{start}", tokens_L=document.tokens_L[start : start + self._window])
+        return dataclasses.replace(document, id=f"{document.id}@{start}", tokens_L=document.tokens_L[start : start + window])
 
     def _document(self, source: int, record: int) -> Document | None:
         document = self._corpus.document(source, record)
@@ -213,7 +258,7 @@ class Stream:
         """Ends a search that would not end: after as many fruitless draws in a row as there are records."""
         if not self._found_usable and self._shuffle:
             drawn = ((source, record) for source in self._order.drawn for record in range(self._corpus.sizes[source]))
-            self._found_usable = any(True for place in drawn for _ in self._examples_of(*place, 0))
+            self._found_usable = any(True for place in drawn for _ in self._examples_of(*place, 0, self._phase))
         if not self._found_usable:
             raise ConfigError(f"stream {self._first} of {self._step} found no usable document in {self._fruitless} draws. {_advice(self._corpus)}")
         self._fruitless = 0

@@ -69,6 +69,7 @@ class Turns(Iterator[Batch]):
         filled = {name: size * (1 - stats[name]["padding_share"]) for name, size in made.items()}
         total = {
             "rows": sum(counts["rows"] for counts in stats.values()),
+            "tokens": sum(counts["tokens"] for counts in stats.values()),
             "epoch": max(counts["epoch"] for counts in stats.values()),
             "padding_share": 1 - sum(filled.values()) / max(sum(made.values()), 1),
             "bad_records": len({tuple(bad) for host in counts for branch in host.values() for stream in branch.values() for bad in stream["bad"]}),
