@@ -80,17 +80,17 @@ def write(this: Run, history: list[dict[str, Any]]) -> str:
     return (
         f"{config.model.name} with {tree.size(this.abstract_params):,} parameters{share}, objective {config.objective.name}, "
         f"{config.tokenizer.kind} tokenizer of {this.tokenizer.vocab_size:,} pieces.\n"
-        f"{config.train.steps:,} steps of {this.tokens_per_step():,} tokens from {', '.join(config.data.source)} on {devices.size} x {devices.flat[0].device_kind}, "
+        f"{config.train.steps:,} steps of {'up to ' if len(this.starts) > 1 else ''}{this.tokens_per_step():,} tokens from {', '.join(config.data.source)} on {devices.size} x {devices.flat[0].device_kind}, "
         f"written to {this.workdir}."
     )
 
 
 def summary(this: Run, params: Any, evals: dict[str, float], seconds: float) -> str:
     """What a person wants to know at the end of a run, on some lines."""
-    config, per_step = this.config, this.tokens_per_step()
+    config, per_step = this.config, f"{'up to ' if len(this.starts) > 1 else ''}{this.tokens_per_step():,}"
     lines = ["", f"Finished {config.model.name} / {config.objective.name} in {log.duration(seconds)}."]
     lines.append(f"  parameters                {tree.size(this.abstract_params):,}")
-    lines.append(f"  tokens                    {config.train.steps * per_step:,} ({config.train.steps:,} steps of {per_step:,}, padding included)")
+    lines.append(f"  tokens                    {this.total_tokens():,} ({config.train.steps:,} steps of {per_step}, padding included)")
     tokens_alone = all(set(branch.objective.coefficients) == {"tokens"} for branch in this.branches)
     nats = "{:.4f} nats a predicted token"
     shown = {"loss": nats if tokens_alone else "{:.4f}", "loss/tokens": nats, "loss/mlm": nats, "bits_per_byte": "{:.4f} of predicted text", "accuracy": "{:.3f}"}

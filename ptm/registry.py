@@ -25,6 +25,12 @@ class Phase(NamedTuple):
     batch_size: int
     length: int
 
+    def steps(self, config: Config) -> int:
+        """Its steps in a run of train.steps."""
+        steps = config.train.steps
+        end = min((phase.start for phase in phases(config) if phase.start > self.start), default=steps)
+        return max(0, min(end, steps) - self.start)
+
 
 def phases(config: Config) -> tuple[Phase, ...]:
     """The phases of a run, one where nothing is scheduled. The last length and the largest batch size are those of train.batch_size and data.length."""

@@ -246,6 +246,11 @@ class Run:
         """Positions of a batch, encoder's and decoder's, padding included; the mean over branches that take turns."""
         return round(_mean(map(_positions, self.branches), self.branches) * self.config.train.batch_size)
 
+    def total_tokens(self) -> int:
+        """The same of all steps."""
+        phases = registry.phases(self.config)
+        return sum(phase.steps(self.config) * (self if len(phases) == 1 else self.at(phase.start)).tokens_per_step() for phase in phases)
+
 
 def _positions(branch: Part) -> int:
     """Positions of a row of a branch."""

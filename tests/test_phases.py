@@ -121,6 +121,7 @@ def test_what_is_planned_and_measured_has_the_largest_sizes(tmp_path):
         ((16, 24), 384),
         ((16, 48), 768),
     ]
+    assert run.total_tokens() == 4 * 192 + 4 * 384 + 6 * 768
     assert run.at(5) is run.at(7) is not run.at(8)
     assert registry.phases(run.config) == ((0, 8, 24), (4, 16, 24), (8, 16, 48)) and registry.streams(run.config) == 4
 

@@ -301,7 +301,7 @@ def _runs(
         if run not in runs:
             steps = template.train.steps
             runs[run] = RunRecord(
-                stage=stage.name, seed=seed, identity=own, needs=needs, steps=steps, tokens=steps * _tokens_per_step(template), config=config,
+                stage=stage.name, seed=seed, identity=own, needs=needs, steps=steps, tokens=_tokens(template), config=config,
                 fingerprints=dict(fingerprints[arm, stage.name]),
             )  # fmt: skip
     return arms, runs
@@ -335,10 +335,14 @@ def _refuse(root: Path, run: str, before: RunRecord, config: Mapping[str, Any], 
     )
 
 
-def _tokens_per_step(config: Config) -> int:
-    """Positions of a batch, padding included; of a mixture those of its longest rows."""
-    lengths = config.objective.lengths(config.data.length)
-    return config.train.batch_size * (lengths["L"] + (lengths["I"] if "I" in lengths and config.model.kind == "encoder_decoder" else 0))
+def _tokens(config: Config) -> int:
+    """Positions of the batches of all steps, padding included; of a mixture those of its longest rows."""
+    total = 0
+    for phase in registry.phases(config):
+        lengths = config.objective.lengths(phase.length)
+        row = lengths["L"] + (lengths["I"] if "I" in lengths and config.model.kind == "encoder_decoder" else 0)
+        total += phase.steps(config) * phase.batch_size * row
+    return total
 
 
 def _same_arms(arms: Mapping[str, Mapping[int, Mapping[str, str]]]) -> list[str]:
