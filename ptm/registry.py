@@ -87,16 +87,16 @@ def check(config: Config) -> None:
             f"data.length={config.data.length} exceeds the model's positions, model.max_length={model.max_length}. "
             f"Set --config.data.length={model.max_length} or less, or --config.model.max_length={config.data.length} or more."
         )
-    for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
-        sizes = [phase.batch_size for phase in phases(config)]
-        if odd := [size for size in sizes if size % parts]:
-            given = f"{odd[0]} rows, train.batch_schedule={fields.unparse(train.batch_schedule)}" if train.batch_schedule else f"train.batch_size={train.batch_size}"
-            raise ConfigError(f"{key}={parts} does not divide {given}; allowed: {', '.join(map(str, fields.divisors(math.gcd(*sizes))))}.")
     for key, given in (("train.batch_schedule", train.batch_schedule), ("data.length_schedule", config.data.length_schedule)):
         if given and _remembers(objective):
             raise ConfigError(
                 f"{key}={fields.unparse(given)} with objective.memory_length={objective.memory_length}, whose rows go on from batch to batch; leave one of them out."
             )
+    for key, parts in (("train.microbatches", train.microbatches), ("data.streams", streams(config))):
+        sizes = [phase.batch_size for phase in phases(config)]
+        if odd := [size for size in sizes if size % parts]:
+            given = f"{odd[0]} rows, train.batch_schedule={fields.unparse(train.batch_schedule)}" if train.batch_schedule else f"train.batch_size={train.batch_size}"
+            raise ConfigError(f"{key}={parts} does not divide {given}; allowed: {', '.join(map(str, fields.divisors(math.gcd(*sizes))))}.")
     if _remembers(objective) and streams(config) != train.batch_size:
         raise ConfigError(
             f"data.streams={config.data.streams}, but with objective.memory_length={objective.memory_length} each row of a batch goes on where it ended in the "

@@ -80,7 +80,7 @@ MISTAKES = [  # recipe, overrides (without --config.), what the message must hol
     (GPT, "data.weight_schedule=0=1 data.weights=1", "say the same in two ways"),
     (GPT, "data.max_epochs=1,2", "data.max_epochs=1.0,2.0", "one number"),
     (GPT, "data.max_epochs=-1", "data.max_epochs=-1.0", "0.0 or more epochs"),
-    (GPT, "train.batch_schedule=0=4,10=8,12=6", "train.batch_schedule=0=4,10=8,12=6 at step 12", "mesh"),
+    (GPT, "train.batch_schedule=0=8,12=4", "train.batch_schedule=0=8,12=4 at step 12", "mesh"),
     (GPT, "train.batch_schedule=0=4,10=16", "train.batch_size=8", "--config.train.batch_size=16"),
     (GPT, "train.batch_schedule=0=4,10=8 train.microbatches=8", "train.microbatches=8 does not divide 4 rows, train.batch_schedule", "allowed: 1, 2, 4"),
     (GPT, "train.batch_schedule=0=0,5=8", "'0=0' is not of the form STEP=SIZE"),

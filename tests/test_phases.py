@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -114,7 +115,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(at, tmp_path, capfd):
 
 
 def test_what_is_planned_and_measured_has_the_largest_sizes(tmp_path):
-    run = run_lib.setup(config(runs.corpus(tmp_path / "corpus.txt")))
+    run = run_lib.setup(config(runs.corpus(tmp_path / "corpus.txt")), devices=jax.devices()[:1])
     assert run.abstract_batch()["tokens_BL"].shape == (16, 48) and run.tokens_per_step() == 16 * 48
     assert [(run.at(step).abstract_batch()["tokens_BL"].shape, run.at(step).tokens_per_step()) for step in (0, 4, 8)] == [
         ((8, 24), 192),
@@ -139,4 +140,4 @@ def test_what_is_planned_and_measured_has_the_largest_sizes(tmp_path):
 )  # fmt: skip
 def test_refused(kind, changes, told, tmp_path):
     with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
-        run_lib.setup(config(runs.corpus(tmp_path / "corpus.txt"), kind, **changes))
+        run_lib.setup(config(runs.corpus(tmp_path / "corpus.txt"), kind, **changes), devices=jax.devices()[:1])
