@@ -28,6 +28,7 @@ MANY = 16  # metrics of an eval that the progress line shows at once
 SHOWN = 8  # records of a skipped step that a message names
 FIXED = ("model", "tokenizer", "objective", "data", "lora", "mup", "seed")  # may not change on resume
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
+AHEAD = ("data.weight_schedule", "data.max_epochs")  # so may these, as long as the run goes by them: streams know what they drew, whatever comes next
 # But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records, or patience, changes no row.
 FREE = ("train.steps", "train.microbatches", "train.hang_seconds", "train.hang_factor", "train.hang_exit", "data.prefetch", "data.max_bad_records")
 
@@ -224,8 +225,9 @@ def check_resume(config: config_lib.Config, workdir: Path, allow_change: tuple[s
         return {}
     changes = config_lib.diff(run_lib.read_config(workdir), config)
     firm = [key for key in changes if key not in FREE]
-    bad = [key for key in firm if key.split(".")[0] in FIXED]
-    ask = [key for key in firm if key.split(".")[0] in ASK and key not in allow_change]
+    asked = [key for key in firm if key.split(".")[0] in ASK or key in AHEAD and all(changes[key])]
+    bad = [key for key in firm if key.split(".")[0] in FIXED and key not in asked]
+    ask = [key for key in asked if key not in allow_change]
     if bad or ask:
         lines = [f"  {key}: {changes[key][0]!r} -> {changes[key][1]!r}" + (f"   (allowed with --allow_change={key})" if key in ask else "") for key in bad + ask]
         raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir, or undo these changes:\n" + "\n".join(lines))

@@ -1,5 +1,6 @@
 """What a mixture tells of its sources on the device: losses by source, which add up to the loss and change nothing of it."""
 
+import contextlib
 import itertools
 import json
 
@@ -10,8 +11,9 @@ import pytest
 import runs
 import zoo
 
-from ptm import state
+from ptm import registry, state, train
 from ptm.data.batch import SOURCE, keyed_rng
+from ptm.fields import ConfigError
 from ptm.models import bert
 from ptm.objectives import pairs
 
@@ -98,6 +100,13 @@ def test_a_run_of_two_sources(tmp_path):
         assert runs.run(config(), cut) == 75
     assert runs.run(config(), cut) == 0
     runs.assert_same(cut, whole, STEPS)
+    for key, value, allowed in (("max_epochs", (60.0,), True), ("weight_schedule", ("0=1:0", "5=1:3", "9=1:1"), True), ("weight_schedule", (), False)):
+        changed = config()
+        changed.data[key] = value
+        with pytest.raises(ConfigError, match=f"data.{key}"):
+            train.check_resume(registry.resolve(changed), whole, ())
+        with contextlib.nullcontext() if allowed else pytest.raises(ConfigError, match=f"data.{key}"):
+            assert list(train.check_resume(registry.resolve(changed), whole, (f"data.{key}",))) == [f"data.{key}"]
     rows = [json.loads(line) for line in runs.metrics(whole).splitlines()]
     steps = {row["step"]: row for row in rows if "loss" in row}
     assert "loss_0" in steps[4] and "loss_1" not in steps[4] and steps[4]["tokens_1"] == steps[4]["draws_1"] == 0

@@ -162,7 +162,7 @@ def test_sources_are_drawn_so_often_and_no_more(sources):
     seen = collections.Counter()
     for mixer in mixers:
         drawn = []
-        with pytest.raises(ConfigError, match=r"the data ends in step 8: .*--config.train.steps=7;.*raise data.max_epochs"):
+        with pytest.raises(ConfigError, match=r"the data ends in step 8: .*--config.train.steps=7, or raise --config.data.max_epochs"):
             while True:
                 drawn.append(mixer.draw(7))
         seen.update(drawn)
@@ -189,6 +189,11 @@ def test_the_end_of_the_data(sources):
             made += 1
     stats = short.stats()
     assert made > 40 and stats["epoch_0"] <= 1 and stats["epoch_1"] <= 2 and stats["epoch_1"] > 1 and stats["epoch_2"] == 1
+    more = loader(sources, max_epochs=(2.0, 2.0, 1.0))
+    more.restore(json.loads(json.dumps(short.state())))
+    for _ in range(30):
+        next(more)
+    assert 1 < more.stats()["epoch_0"] <= 2 and more.stats()["epoch_2"] == 1, "a run may go on with more of its sources"
     states = None
     for rows in (range(8), range(4)):
         host = loader(sources, max_epochs=(1.0, 2.0, 1.0), rows=rows)

@@ -140,7 +140,7 @@ class Mixer:
         if not any(weights):
             raise ConfigError(
                 f"the data ends in step {step + 1}: logical stream {self._first} of {self._step} has drawn all sources that have weight there as often as data.max_epochs "
-                f"allows. End this run with --config.train.steps={max(step, 1)}; or raise data.max_epochs, add sources or take fewer steps in a new workdir."
+                f"allows. End this run with --config.train.steps={max(step, 1)}, or raise --config.data.max_epochs (with --allow_change=data.max_epochs it goes on)."
             )
         return _parts(weights)
 
