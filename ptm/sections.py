@@ -56,7 +56,8 @@ class Tokenizer:
     extra: str | None = field(None, doc="File of pieces that extend the vocabulary, one a line; with init they begin as the mean of the pieces they replace.")
 
 
-WEIGHTS, SIZE = re.compile(r"(\d+\.?\d*|\.\d+)(:(\d+\.?\d*|\.\d+))*"), re.compile(r"0*[1-9]\d{0,11}")
+_WEIGHT = r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
+STEP, WEIGHTS, SIZE = re.compile(r"[0-9]{1,12}"), re.compile(f"{_WEIGHT}(?::{_WEIGHT})*"), re.compile(r"[1-9][0-9]{0,8}")
 COLUMN_ENTRY = re.compile(r"(?:(\d+):)?([^=:{}|\s]+)=\s*(\S|\S.*\S)\s*", re.DOTALL)
 
 
@@ -88,7 +89,7 @@ def _points(entries: Iterable[str], key: str, values: re.Pattern, form: str) -> 
     given, last = f"{key}={fields.unparse(entries)}", -1
     for entry in entries:
         step, _, value = entry.partition("=")
-        if not (step.isascii() and step.isdecimal() and values.fullmatch(value)):
+        if not (STEP.fullmatch(step) and values.fullmatch(value)):
             raise ConfigError(f"{given}: '{entry}' is not of the form {form}.")
         if int(step) <= last or last < 0 < int(step):
             raise ConfigError(f"{given}: '{entry}'; allowed: steps that begin with 0, each larger than the one before it.")
