@@ -152,8 +152,7 @@ class Loader(Iterator[Batch]):
 
     def counts(self) -> Counts:
         """For each logical stream of this host what `stats` is made of, ready for JSON."""
-        kept = ("rows", "filled", "positions", "draws", "sources")
-        return {str(p): _lists({**{key: s[key] for key in kept if key in s}, "bad": sorted(s["bad"])}) for p, s in self._snapshots.items()}
+        return {str(p): _lists(_counted(snapshot)) for p, snapshot in self._snapshots.items()}
 
     def stats(self, counts: Sequence[Counts] | None = None) -> dict[str, float]:
         """Figures of the streams up to the last batch handed out: of this host's, or of all those that the `counts` of some hosts have.
@@ -202,6 +201,12 @@ class Loader(Iterator[Batch]):
         """Stops the thread; no batch can be taken afterwards."""
         self._drain()
         self._worker.shutdown()
+
+
+def _counted(snapshot: State) -> State:
+    """The counts of a stream's snapshot."""
+    counts = {key: snapshot[key] for key in ("rows", "filled", "positions", "draws")} | {"bad": sorted(snapshot["bad"])}
+    return counts | ({"sources": {name: snapshot["sources"][name] for name in COUNTED}} if "sources" in snapshot else {})
 
 
 def _at(points: Sequence[tuple[int, int]], step: int) -> int:

@@ -31,7 +31,7 @@ from ptm.fields import ConfigError
 State = dict[str, Any]
 Draws = Order | Mixer | Pass
 RANDOM_TRIES = 64
-REMEMBERED = 256  # draws, before it is looked which of them are needed
+ROOM = 256  # draws that are remembered besides those that are needed, before it is looked which these are
 COUNTED = ("draws", "examples", "tokens")  # by source, where there are several: draws begun, segments of finished rows, and their positions
 
 
@@ -70,6 +70,7 @@ class Stream:
         self.rows, self.positions, self.filled, self.draws = 0, 0, 0, 0.0
         self._drawn: list[tuple[int, int]] = []
         self._places: dict[int, Draw] = {}  # of the draws that may be asked for again
+        self._room = ROOM
         self.step = 0  # of the run, that rows are made for, counted from 0
         self._counts = {name: [0] * len(corpus.sizes) for name in COUNTED}
         self._packing, self._bins = row_packing(data, featurizer), data.packing_bins
@@ -111,8 +112,9 @@ class Stream:
             self._counts["examples"][source] += 1
             self._counts["tokens"][source] += size
         finished = self._finished(row.arrays, [self._places[draw][0] for draw in row.draws])
-        if len(self._places) > REMEMBERED:
+        if len(self._places) > self._room:
             self._forget()
+            self._room = 2 * len(self._places) + ROOM
         return finished
 
     def _finished(self, arrays: Example, sources: Sequence[int]) -> Example:
