@@ -47,7 +47,7 @@ def cache_folder() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "ptm")
 
 
-def _listed(pattern: str) -> list[str]:
+def listed(pattern: str) -> list[str]:
     """What a pattern finds on disk; one that is a path finds that, whatever characters it has."""
     pattern = os.path.expanduser(pattern)
     found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
@@ -59,7 +59,7 @@ def _archives(pattern: str) -> tuple[list[str], list[str]]:
     parts = pattern.split("/")
     for number, part in enumerate(parts[:-1], 1):
         if part.lower().endswith(".zip"):
-            return [path for path in _listed("/".join(parts[:number])) if os.path.isfile(path)], parts[number:]
+            return [path for path in listed("/".join(parts[:number])) if os.path.isfile(path)], parts[number:]
     return [], []
 
 
@@ -76,14 +76,14 @@ def _fits(member: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def stamps(pattern: str) -> tuple[tuple[str, int, int], ...]:
     """(path, size, time of change) of whatever on disk a pattern leads to; equal stamps stand for equal records."""
-    places = {*_listed(pattern), *_archives(pattern)[0]}
+    places = {*listed(pattern), *_archives(pattern)[0]}
     return tuple((os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(places))
 
 
 def find(pattern: str, kind: str) -> tuple[File, ...]:
     """The files that a pattern of a source of that kind names, sorted. Raises ConfigError if there is none, or one cannot be decompressed."""
     files = []
-    for path in _listed(pattern):
+    for path in listed(pattern):
         if os.path.isfile(path):
             if path.lower().endswith(".zip"):
                 held = ", ".join(info.filename for info in _members(path)[:20])
@@ -98,7 +98,7 @@ def find(pattern: str, kind: str) -> tuple[File, ...]:
                 files.append(File(_plain_copy(archive, info), f"{archive}/{info.filename}", archive))
                 left -= os.path.getsize(files[-1].path)
                 if left < 0:
-                    raise _grown(archive, MOST_EXPANSION * os.path.getsize(archive) + ALWAYS_ALLOWED)
+                    raise grown(archive, MOST_EXPANSION * os.path.getsize(archive) + ALWAYS_ALLOWED)
     if not files:
         held = f"; {archives[0]} holds: {', '.join(info.filename for info in _members(archives[0])[:20])}" if archives else ""
         unset = re.search(r"\$(\w+)", pattern)
@@ -160,13 +160,14 @@ def _blocks(stack: contextlib.ExitStack, origin: str, member: zipfile.ZipInfo | 
         while block := stream.read(MEGABYTE):
             total += len(block)
             if total > most:
-                raise _grown(what, most)
+                raise grown(what, most)
             yield block
     except BROKEN as error:
         raise ConfigError(f"{what} cannot be decompressed ({str(error) or type(error).__name__}); fetch it again.") from None
 
 
-def _grown(what: str, most: int) -> ConfigError:
+def grown(what: str, most: int) -> ConfigError:
+    """The error of a file that becomes larger than text does when it is decompressed."""
     return ConfigError(
         f"{what} becomes more than {MOST_EXPANSION} times larger (over {most >> 20} MiB) when it is decompressed, and text does not;"
         " if it is sound, decompress it yourself and name the plain file."

@@ -25,6 +25,10 @@ class MissingColumn(BadRecord):
     """A record that lacks a column."""
 
 
+class EmptyText(BadRecord):
+    """A record whose text holds nothing."""
+
+
 def require_size(size: int) -> None:
     """Raises BadRecord for more bytes than a record may have."""
     if size > LONGEST:
@@ -177,7 +181,7 @@ class Columns:
         if not isinstance(text, str):
             raise BadRecord(f"column '{self.columns['text']}' is {_kind(text)}, not text")
         if not text or text.isspace():
-            raise BadRecord("empty text")
+            raise EmptyText("empty text")
         return record
 
 
