@@ -1,4 +1,4 @@
-"""The command line: `ptm train|study|evaluate|predict|convert|analyze|submission|plan|report`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
+"""The command line: `ptm train|study|evaluate|predict|convert|analyze|submission|plan|report|prepare`. Parses flags and overrides, calls the entry point, turns errors into exit codes.
 
 Every import below the top is inside a function: usage errors are told at once, and a wrong config before anything heavy is loaded.
 """
@@ -19,6 +19,7 @@ from ptm.analysis import options as analysis_options
 from ptm.fields import ConfigError, StorageError
 from ptm.plan import options as plan_options
 from ptm.predict import options as predict_options
+from ptm.prepare import options as prepare_options
 from ptm.report import options as report_options
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 75
@@ -139,6 +140,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument("words", nargs="*", metavar="WORKDIR|STUDY_DIR", help="workdirs, folders of `ptm train --seeds`, or the folder of one study")
     for name, (switch, doc) in report_options.flags().items():
         report.add_argument(f"--{name}", metavar=None if switch else "VALUE", help=doc, **({"action": "store_const", "const": "true"} if switch else {}))
+    prepare = commands.add_parser(
+        "prepare", allow_abbrev=False, help="make a data set of raw text",
+        description="Read, normalise, filter and deduplicate text into a versioned data set. The last line of output is one JSON object.",
+        usage="ptm prepare --source=FORMAT:PATH,... --output=DIR [--name=NAME] [--version=X.Y.Z] [--dry_run=N] [FLAGS]",
+        epilog="Exit codes: 0 finished; 75 interrupted, the same command continues; 2 wrong usage or options; other: failed.",
+    )  # fmt: skip
+    for name, (switch, doc) in prepare_options.flags().items():
+        prepare.add_argument(f"--{name}", metavar="VALUE", help=doc.replace("%", "%%"), **({"nargs": "?", "const": "true"} if switch else {}))
     return parser, commands.choices
 
 
@@ -390,6 +399,17 @@ def _plan(flags: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
+def _prepare(flags: argparse.Namespace) -> int:
+    options, running = prepare_options.parse({name: vars(flags)[name] for name in prepare_options.flags() if vars(flags)[name] is not None})
+    from ptm.prepare import command
+
+    code, page, facts = command.prepare(options, running)
+    if not code:
+        _show(page)
+        print(json.dumps(facts))
+    return code
+
+
 def _report(flags: argparse.Namespace) -> int:
     _write_report(report_options.parse(flags.words, {name: vars(flags)[name] for name in report_options.flags() if vars(flags)[name] is not None}))
     return 0
@@ -415,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             processes.require_alone(flags.command)
             if flags.command in ("plan", "study"):
                 return {"plan": _plan, "study": _study}[flags.command](flags, overrides)
-            return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission, "report": _report}[flags.command](flags)
+            return {"predict": _predict, "convert": _convert, "analyze": _analyze, "submission": _submission, "report": _report, "prepare": _prepare}[flags.command](flags)
         with _together(flags):
             return {"train": _train, "evaluate": _evaluate, "study": _study}[flags.command](flags, overrides)
     except (ConfigError, KeyboardInterrupt, FloatingPointError, StorageError, OSError) as error:

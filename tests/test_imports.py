@@ -34,6 +34,7 @@ describe
 train evaluate convert predict analyze harness submission plan
 seeds study
 report
+prepare
 cli
 """
 

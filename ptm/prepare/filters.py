@@ -1,9 +1,10 @@
 """Filters of documents. To add one: a function of (text, options) that says whether the document goes, an option, and a line in FILTERS.
 
-Repetition and words follow Rae et al. (2021, appendix A1.1, table A1). Repetition is judged in documents of 50 words or more, which are the only ones
-that the paper keeps: of a sentence its commonest pair of words is always a large part.
+Repetition and words follow Rae et al. (2021, appendix A1.1, table A1). Repeated n-grams and symbols are judged in documents of 50 words or more, which are the only
+ones that the paper keeps: of a sentence its commonest pair of words is always a large part.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def _mean_length(text: str, *, default: float) -> float:
 
 
 def _symbols(text: str, options: Options) -> bool:
-    most = options.max_symbols * len(words.words(text))
+    count = len(words.words(text))
+    most = options.max_symbols * count if count >= FEW_WORDS else math.inf
     return text.count("#") > most or len(_ELLIPSIS.findall(text)) > most
 
 

@@ -108,21 +108,31 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {old} -> {new}" for key, old, new in shown if old != new]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """How it is made, which decides about no record."""
+
+    processes: int | None = field(None, low=1, doc="Processes of this machine; None = as many as it has cores for this one.")
+    dry_run: int | None = field(None, low=1, unit="documents", doc="Count what the rules remove of so many first documents of each source, and stop.")
+
+
 def flags() -> dict[str, tuple[bool, str]]:
     """Name of each flag -> whether it is true or false, and what it means."""
     shown = {}
-    for f in dataclasses.fields(Options):
+    for f in (*dataclasses.fields(Options), *dataclasses.fields(Running)):
         default = "" if f.default is dataclasses.MISSING else f" Default: {fields.unparse(f.default) or 'none'}."
         shown[f.name] = (isinstance(f.default, bool), f.metadata["doc"] + default)
     return shown
 
 
-def parse(given: Mapping[str, str]) -> Options:
+def parse(given: Mapping[str, str]) -> tuple[Options, Running]:
     """Checked options from the texts of flags. Raises ConfigError."""
     for key, form in (("source", "FORMAT:PATH,..., such as --source=text:corpus/*.txt"), ("output", "DIR, the folder that the data set is made in")):
         if not given.get(key):
             raise ConfigError(f"`ptm prepare` needs --{key}={form}.")
-    hints = fields.annotations(Options)
-    options = Options(**{name: fields.parse(text, hints[name], f"--{name}") for name, text in given.items()})
-    fields.check(options, "")
-    return options
+    made = []
+    for cls in (Options, Running):
+        hints = fields.annotations(cls)
+        made.append(cls(**{name: fields.parse(text, hints[name], f"--{name}") for name, text in given.items() if name in hints}))
+        fields.check(made[-1], "")
+    return made[0], made[1]

@@ -21,13 +21,12 @@ from ptm.data.offsets import BYTE_ORDER_MARK
 from ptm.data.records import BadRecord, Columns, EmptyText
 from ptm.fields import ConfigError, lookup
 from ptm.prepare.options import Options
-from ptm.prepare.stages import Document, Key
+from ptm.prepare.stages import EMPTY, Document, Key
 
 UNIT_BYTES = 64 << 20
 BLOCK = 1 << 20
 STREAMED = ("text", "jsonl")
 UNDIVIDED = ("tfds", "python_docs", "parallel")  # their path is no pattern of files that could be read one by one
-EMPTY = "empty"
 
 
 class Unit(NamedTuple):
@@ -74,6 +73,15 @@ def cut(unit: Unit, options: Options, *, size: int = UNIT_BYTES) -> list[Unit]:
                 start, first = position + end, after
             position, line = position + len(block), line + block.count(b"\n")
     return [*found, unit._replace(start=start, stop=position, line=first)] if position > start else found
+
+
+def size(unit: Unit) -> int:
+    """About the bytes of text of a unit: compressed ones count four times; of an undivided source, and of files of stores, what a unit has at most."""
+    if unit.stop is not None:
+        return unit.stop - unit.start
+    if not unit.name or _remote(unit.path):
+        return UNIT_BYTES
+    return os.path.getsize(unit.path) * (4 if _suffix(unit.path) in files.OPENERS else 1)
 
 
 def documents(unit: Unit, options: Options) -> Iterator[Document]:

@@ -6,6 +6,7 @@ one goes as well.
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,6 @@ def duplicates(
     """Those of the records that share a band, given in ascending order of their keys, that go; `known` says which of them are sure to go, and need no look."""
     gone = []
     for place, member in enumerate(members):
-        if place and not known(member) and any(similar(shingles_of(smaller), shingles_of(member), threshold) for smaller in members[:place]):
+        if place and not known(member) and any(similar(shingles_of(smaller), shingles_of(member), threshold) for smaller in itertools.islice(members, place)):
             gone.append(member)
     return gone

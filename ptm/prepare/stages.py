@@ -25,7 +25,7 @@ from ptm.prepare.options import Options
 SPLITS = ("train", "validation")
 SPLIT_KEY = b"ptm prepare split"
 SHARD_KEY = b"ptm prepare shard"
-CONTAMINATED, EXACT, NEAR, BAD = "contaminated", "exact", "near", "bad"
+CONTAMINATED, EXACT, NEAR, BAD, EMPTY = "contaminated", "exact", "near", "bad", "empty"
 
 
 class Key(NamedTuple):
@@ -67,6 +67,13 @@ def examine(text: str, options: Options, index: Index | None) -> Examined:
     return Examined(None, rule) if rule else Examined(text, None)
 
 
+def judge(document: Document, options: Options, index: Index | None) -> Examined:
+    """`examine` of a document that was read; the rule of one that could not be is `empty` or `bad`."""
+    if document.text is None:
+        return Examined(None, EMPTY if document.problem == EMPTY else BAD)
+    return examine(document.text, options, index)
+
+
 def digest(text: str) -> bytes:
     """16 bytes that stand for a text; documents with equal ones are exact duplicates."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -84,9 +91,14 @@ def shards(size: int, options: Options) -> int:
     return max(1, -(-size // options.shard_bytes))
 
 
+def shard_hash(id: str) -> int:
+    """64 bits that say where a record goes, whatever the number of shards."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, key=SHARD_KEY).digest(), "big")
+
+
 def shard(id: str, count: int) -> int:
     """The shard of a record among `count`; within a shard records stand in the order of their keys."""
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, key=SHARD_KEY).digest(), "big") % count
+    return shard_hash(id) % count
 
 
 @functools.lru_cache(maxsize=2)

@@ -15,9 +15,9 @@ def of_read(document: Document, rule: str | None) -> dict[str, int]:
     return {"read/documents": 1, "read/bytes": size, **of_removed(rule)}
 
 
-def of_removed(rule: str | None) -> dict[str, int]:
-    """Counts of a document that a rule removes; of None, nothing."""
-    return {} if rule is None else {f"removed/{rule}": 1}
+def of_removed(rule: str | None, *, count: int = 1) -> dict[str, int]:
+    """Counts of documents that a rule removes; of None, nothing."""
+    return {f"removed/{rule}": count} if rule and count else {}
 
 
 def of_kept(text: str, split: str, tokens: int | None) -> dict[str, int]:

@@ -1,0 +1,60 @@
+"""`ptm prepare`: makes a data set on this machine, or tries its rules on the first documents."""
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ptm.prepare import card, local, manifest, reading, sketch, trial
+from ptm.prepare.options import Options, Running
+from ptm.report import text
+
+INTERRUPTED = 75
+
+
+def prepare(options: Options, running: Running) -> tuple[int, str, dict[str, Any]]:
+    """The exit code, a page for the terminal and the facts. Raises ConfigError; a signal to stop ends it with 75, and the same command goes on."""
+    if running.dry_run is not None:
+        return _try(options, running.dry_run)
+    folder = local.target(options)
+    try:
+        with _stoppable():
+            found = local.prepare(options, processes=running.processes or len(os.sched_getaffinity(0)))
+    except KeyboardInterrupt:
+        print("ptm: interrupted. What is finished is kept; start the same command again.", file=sys.stderr)
+        return INTERRUPTED, "", {}
+    page = text.terminal(card.card(found)) + f"\n\nwritten to {folder}; card.html in it is a page of this."
+    return 0, page, {"folder": str(folder), "counts": found["counts"]}
+
+
+def _try(options: Options, limit: int) -> tuple[int, str, dict[str, Any]]:
+    """The rules on the first documents of each source, and nothing written."""
+    if options.near:
+        sketch.require()
+    units = itertools.groupby(reading.units(options), key=lambda unit: unit.source)
+    read = [itertools.islice((document for unit in found for document in reading.documents(unit, options)), limit) for _, found in units]
+    _, counts = trial.prepare(itertools.chain.from_iterable(read), options, trial.index(options))
+    made_from = manifest.identity(options, [""] * len(options.source))
+    page = card.card(manifest.content(made_from, counts=counts, short={}, bad=[], shards={}))
+    return 0, text.terminal(page), {"counts": counts}
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM as an interruption, as SIGINT is one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,76 @@
+"""manifest.json of a data set: from what and how it was made, and the sha256 of every shard."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptm import __version__, atomic, untrusted
+from ptm.fields import ConfigError
+from ptm.prepare import dataset, stages
+from ptm.prepare.dataset import Shard
+from ptm.prepare.options import Options, changed
+
+FILE = "manifest.json"
+FORMAT = 1
+KEYS = ("format", "ptm", "options", "sources", "tokenizer", "counts", "evals", "bad", "shards")
+
+
+def identity(options: Options, fingerprints: Sequence[str]) -> dict[str, Any]:
+    """What decides about records: options, and fingerprints of the sources and of the tokenizer (None without one)."""
+    vocabulary = stages.tokenizer(options.tokenizer)
+    sources = [{"source": spec, "fingerprint": digits} for spec, digits in zip(options.source, fingerprints)]
+    return {"options": options.identity(), "sources": sources, "tokenizer": None if vocabulary is None else vocabulary.fingerprint}
+
+
+def content(
+    made_from: Mapping[str, Any], *, counts: Mapping[str, int], short: Mapping[str, int], bad: Sequence[Sequence[str]], shards: Mapping[str, Sequence[Shard]]
+) -> dict[str, Any]:
+    """The manifest of an identity, its counts, the examples of each evaluation set that are too short, (id, reason) of bad records, and shards by split."""
+    listed = {shard.file: {"split": split, **shard._asdict()} for split, found in shards.items() for shard in found}
+    for entry in listed.values():
+        del entry["file"]
+    evals = {name: {"too_short": count} for name, count in short.items()}
+    return {"format": FORMAT, "ptm": __version__, **made_from, "counts": dict(counts), "evals": evals, "bad": [list(entry) for entry in bad], "shards": listed}
+
+
+def write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest into the folder of a data set."""
+    atomic.write(folder / FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a data set. Raises ConfigError where there is none, or one that was not written by `write`."""
+    try:
+        found = untrusted.read_json(folder / FILE)
+        if not isinstance(found, dict) or set(found) != set(KEYS) or found["format"] != FORMAT:
+            raise ValueError(f"it must hold the keys {', '.join(KEYS)} and have format {FORMAT}")
+        for name, shard in found["shards"].items():
+            if not untrusted.is_name(name) or not isinstance(shard["size"], int) or not isinstance(shard["sha256"], str):
+                raise ValueError(f"its shard {name!r} is none")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{folder / FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again.") from None
+    return found
+
+
+def check(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a shard is missing, or is not what the manifest says."""
+    for name, shard in manifest["shards"].items():
+        path = folder / name
+        if not path.is_file() or os.path.getsize(path) != shard["size"] or dataset.sha256(path) != shard["sha256"]:
+            raise ConfigError(
+                f"{path} is missing or damaged: its size or sha256 is not that of {FILE}. Fetch it again, or remove the folder and prepare it anew."
+            )
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError that names what differs between the identity that a folder was made from and the one that is asked for now."""
+    found = [f"--{line}" for line in changed(before["options"], now["options"])]
+    if not found:
+        pairs = zip(before["sources"], now["sources"])
+        found = [f"the files of {new['source']} have changed" for old, new in pairs if old["fingerprint"] != new["fingerprint"]]
+    if not found and before["tokenizer"] != now["tokenizer"]:
+        found = [f"the vocabulary of --tokenizer={now['options']['tokenizer']} has changed"]
+    if found:
+        raise ConfigError(f"{where} was begun otherwise: {'; '.join(found)}. Give what it was begun with, or another --version, or remove that folder.")
