@@ -43,9 +43,11 @@ ONLY_IN = {
     "ml_collections": ("ptm/config.py",),
     "flax.linen": ("ptm/nn/", "ptm/models/"),
     "grain": ("ptm/data/formats/stores.py", "ptm/data/mixture.py"),
-    "tensorflow_datasets": ("ptm/data/formats/stores.py",),
+    "tensorflow_datasets": ("ptm/data/formats/stores.py", "ptm/prepare/dataset.py"),
     "pyarrow": ("ptm/data/formats/stores.py",),
-    "array_record": ("ptm/data/formats/stores.py",),
+    "array_record": ("ptm/data/formats/stores.py", "ptm/prepare/dataset.py"),
+    "datasketch": ("ptm/prepare/sketch.py",),
+    "fsspec": ("ptm/prepare/reading.py",),
     "orbax": ("ptm/checkpoint.py",),
     "optax": ("ptm/optim.py", "ptm/state.py", "ptm/analysis/probes.py"),
     "matplotlib": ("ptm/analysis/pictures.py",),
@@ -75,7 +77,7 @@ BARRED = {
 }
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
-    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.study.runner", "ptm.report.command", "ptm.hosts"},
+    "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.prepare.command", "ptm.study.runner", "ptm.report.command", "ptm.hosts"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},
     "ptm/nn/attention.py": {"ptm.nn.pallas"},
@@ -85,6 +87,9 @@ LATE = {
     "ptm/hf/check.py": {"torch", "transformers"},
     "ptm/metrics/written.py": {"sacrebleu", "rouge_score.rouge_scorer"},
     "ptm/data/formats/stores.py": {"tensorflow_datasets", "pyarrow.parquet"},
+    "ptm/prepare/dataset.py": {"tensorflow_datasets", "tensorflow_datasets.core.example_serializer"},
+    "ptm/prepare/reading.py": {"fsspec"},
+    "ptm/prepare/sketch.py": {"datasketch.MinHash"},
 }
 
 

@@ -37,9 +37,11 @@ def _try(options: Options, limit: int) -> tuple[int, str, dict[str, Any]]:
         sketch.require()
     units = itertools.groupby(reading.units(options), key=lambda unit: unit.source)
     read = [itertools.islice((document for unit in found for document in reading.documents(unit, options)), limit) for _, found in units]
-    _, counts = trial.prepare(itertools.chain.from_iterable(read), options, trial.index(options))
-    made_from = manifest.identity(options, [""] * len(options.source))
-    page = card.card(manifest.content(made_from, counts=counts, short={}, bad=[], shards={}))
+    index = trial.index(options)
+    short = index.too_short() if index else {}
+    _, counts = trial.prepare(itertools.chain.from_iterable(read), options, index)
+    made_from = manifest.identity(options)
+    page = card.card(manifest.content(made_from, counts=counts, short=short, bad=[], shards={}))
     return 0, text.terminal(page), {"counts": counts}
 
 

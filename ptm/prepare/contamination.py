@@ -25,11 +25,15 @@ class Index:
     sets: np.ndarray
     short: tuple[int, ...]
 
+    def too_short(self) -> dict[str, int]:
+        """Examples of each set that are not looked for."""
+        return dict(zip(self.names, self.short))
+
     def found(self, text: str, share: float) -> str | None:
         """The name of the first set of which the text holds at least `share` of the n-grams of an example, one at least; None where there is none."""
         if not len(self.grams):
             return None
-        held = np.unique(words.ngrams(words.hashes(words.words(text)), self.ngram))
+        held = np.unique(words.ngrams(words.hashes(text), self.ngram))
         left, right = np.searchsorted(self.grams, held, "left"), np.searchsorted(self.grams, held, "right")
         counts = right - left
         if not counts.any():
@@ -46,7 +50,7 @@ def build(sets: Mapping[str, Iterable[str]], *, ngram: int) -> Index:
     for number, texts in enumerate(sets.values()):
         short.append(0)
         for text in texts:
-            found = np.unique(words.ngrams(words.hashes(words.words(text)), ngram))
+            found = np.unique(words.ngrams(words.hashes(text), ngram))
             if not len(found):
                 short[-1] += 1
                 continue

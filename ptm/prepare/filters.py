@@ -4,7 +4,6 @@ Repetition and words follow Rae et al. (2021, appendix A1.1, table A1). Repeated
 ones that the paper keeps: of a sentence its commonest pair of words is always a large part.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -61,9 +60,8 @@ def _mean_length(text: str, *, default: float) -> float:
 
 
 def _symbols(text: str, options: Options) -> bool:
-    count = len(words.words(text))
-    most = options.max_symbols * count if count >= FEW_WORDS else math.inf
-    return text.count("#") > most or len(_ELLIPSIS.findall(text)) > most
+    found = max(text.count("#"), len(_ELLIPSIS.findall(text)))
+    return found > 0 and len(words.words(text)) >= FEW_WORDS and found > options.max_symbols * len(words.words(text))
 
 
 def _lines(text: str) -> list[str]:
@@ -85,7 +83,7 @@ def _top_ngrams(text: str, options: Options) -> bool:
     found = words.words(text)
     if len(found) < FEW_WORDS:
         return False
-    hashes_W, lengths_W = words.hashes(found), np.fromiter(map(len, found), np.int64, len(found))
+    hashes_W, lengths_W = words.hashes(text), np.fromiter(map(len, found), np.int64, len(found))
     for n, most in enumerate(options.max_top_ngrams, 2):
         grams, first, counts = np.unique(words.ngrams(hashes_W, n), return_index=True, return_counts=True)
         if not len(grams):

@@ -71,7 +71,7 @@ def prepare(options: Options, *, processes: int, progress: Progress | None = Non
         sketch.require()
     folder = target(options)
     partial = folder.with_name(f".{folder.name}.partial")
-    made_from = manifest.identity(options, reading.fingerprints(options))
+    made_from = manifest.identity(options)
     if folder.exists():
         found = manifest.read(folder)
         manifest.require_same(found, made_from, where=str(folder))
@@ -121,9 +121,7 @@ def _stages(options: Options, folder: Path, pool: Pool, index: Index | None, mad
     counts += _remove_exact(options, folder, pool, parts)
     counts += _remove_near(options, folder, pool, parts)
     shards, kept = _write_all(options, folder, pool, parts)
-    found = manifest.content(
-        made_from, counts=summary.total([counts, *kept]), short=dict(zip(index.names, index.short)) if index else {}, bad=bad, shards=shards
-    )
+    found = manifest.content(made_from, counts=summary.total([counts, *kept]), short=index.too_short() if index else {}, bad=bad, shards=shards)
     dataset.describe(folder / "dataset", shards, options)
     card.write(folder / "dataset", found)
     manifest.write(folder / "dataset", found)

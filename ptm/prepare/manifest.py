@@ -8,7 +8,7 @@ from typing import Any
 
 from ptm import __version__, atomic, untrusted
 from ptm.fields import ConfigError
-from ptm.prepare import dataset, stages
+from ptm.prepare import dataset, reading, stages
 from ptm.prepare.dataset import Shard
 from ptm.prepare.options import Options, changed
 
@@ -17,10 +17,10 @@ FORMAT = 1
 KEYS = ("format", "ptm", "options", "sources", "tokenizer", "counts", "evals", "bad", "shards")
 
 
-def identity(options: Options, fingerprints: Sequence[str]) -> dict[str, Any]:
-    """What decides about records: options, and fingerprints of the sources and of the tokenizer (None without one)."""
+def identity(options: Options) -> dict[str, Any]:
+    """What decides about records: options, and fingerprints of the files that they name (that of the tokenizer is None where there is none)."""
     vocabulary = stages.tokenizer(options.tokenizer)
-    sources = [{"source": spec, "fingerprint": digits} for spec, digits in zip(options.source, fingerprints)]
+    sources = [*reading.fingerprints(options), *reading.fingerprints(reading.evals(options))]
     return {"options": options.identity(), "sources": sources, "tokenizer": None if vocabulary is None else vocabulary.fingerprint}
 
 

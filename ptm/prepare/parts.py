@@ -47,7 +47,7 @@ class Writer:
         self._rows: list[tuple[int, int, int, bool]] = []
         self._digests: list[bytes] = []
         self._end = self._id_end = 0
-        self._text, self._ids = (Path(f"{self._stem}.{kind}").open("wb") for kind in ("text", "ids"))
+        self._text, self._ids = (open(f"{self._stem}.{kind}", "wb") for kind in ("text", "ids"))  # noqa: SIM115
 
     def add(self, id: str, text: str) -> None:
         """Adds a document behind those before it."""

@@ -5,6 +5,7 @@ into several units. Other formats are opened file by file as `data.source` opens
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -100,29 +101,36 @@ def documents(unit: Unit, options: Options) -> Iterator[Document]:
             yield Document(key, named, None, str(reason))
 
 
-def eval_texts(spec: str, number: int, options: Options) -> Iterator[str]:
+def evals(options: Options) -> Options:
+    """Options under which evaluation sets are the sources."""
+    return dataclasses.replace(options, source=tuple(options.eval_sets().values()), columns=options.eval_columns)
+
+
+def eval_texts(number: int, options: Options) -> Iterator[str]:
     """The texts of an evaluation set. Raises ConfigError, also for a record that cannot be read: a set that is known in part protects in part."""
-    source = sources.open_source(spec, data=Data(source=(spec,), columns=options.eval_columns, document=options.document), number=number)
-    for index in range(len(source)):
-        try:
-            yield source.read(index)["text"]
-        except BadRecord as reason:
-            raise ConfigError(
-                f"--evals: {spec} has a record that cannot be read, {source.id(index)}: {reason}. Mend it, or map its text by --eval_columns."
-            ) from None
+    sets = evals(options)
+    for unit in units(sets):
+        for document in documents(unit, sets) if unit.source == number else ():
+            if document.text is None and document.problem != EMPTY:
+                raise ConfigError(
+                    f"--evals: a record of {sets.source[number]} cannot be read, {document.id}: {document.problem}. Mend it, or map its text by --eval_columns."
+                )
+            yield document.text or ""
 
 
-def fingerprints(options: Options) -> list[str]:
-    """16 hex digits for each source, over the names, sizes, first and last megabytes of its files."""
+def fingerprints(options: Options) -> list[dict[str, str]]:
+    """Of each source and its `fingerprint`: 16 hex digits over the names, sizes, first and last megabytes of its files."""
     found = []
-    for spec in options.source:
+    for number, spec in enumerate(options.source):
         kind, path = _parts(spec)
         if kind in UNDIVIDED:
-            found.append(sources.fingerprint(sources.open_source(spec, data=Data(source=(spec,), columns=options.columns, document=options.document))))
+            source = sources.open_source(spec, data=Data(source=options.source, columns=options.columns, document=options.document), number=number)
+            digits = sources.fingerprint(source)
         else:
             held = _files(kind, path)
             digests = [(name, *_digest(file.origin)) for file, name in zip(held, files.names(held))]
-            found.append(hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16])
+            digits = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+        found.append({"source": spec, "fingerprint": digits})
     return found
 
 

@@ -43,7 +43,7 @@ def _empty(permutations: int) -> Any:
 
 def shingles(text: str, options: Options) -> np.ndarray:
     """Hashes of the n-grams of a text, uint64 [n-grams], distinct and ascending. Of fewer words it is one of all; of no word, none."""
-    hashes_W = words.hashes(words.words(text))
+    hashes_W = words.hashes(text)
     return np.unique(words.ngrams(hashes_W, min(options.near_ngram, len(hashes_W)))) if len(hashes_W) else hashes_W
 
 

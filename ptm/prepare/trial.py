@@ -17,7 +17,7 @@ Record = tuple[Key, str, dict[str, Any]]  # key, split, what `stages.finish` giv
 
 def index(options: Options) -> Index | None:
     """The index of the evaluation sets, or None where there are none. Raises ConfigError."""
-    sets = {name: reading.eval_texts(spec, number, options) for number, (name, spec) in enumerate(options.eval_sets().items())}
+    sets = {name: reading.eval_texts(number, options) for number, name in enumerate(options.eval_sets())}
     return contamination.build(sets, ngram=options.eval_ngram) if sets else None
 
 

@@ -48,9 +48,10 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(33), np.uint64(0xFF51AFD7ED558CCD)), (np.uint64(33), np.uint64(0xC4CEB9FE1A85EC53)))
 
 
-def words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=1)  # several rules look at a text, one after the other
+def words(text: str) -> tuple[str, ...]:
     """The words of a text, in order, case folded."""
-    return _WORD.findall(text.casefold())
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def spaced(text: str) -> list[str]:
@@ -63,8 +64,10 @@ def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-def hashes(found: list[str]) -> np.ndarray:
-    """A hash of each word, uint64 [words], the same on every machine."""
+@functools.lru_cache(maxsize=1)
+def hashes(text: str) -> np.ndarray:
+    """A hash of each word of a text, uint64 [words], the same on every machine. Not to be written to."""
+    found = words(text)
     return np.fromiter(map(_hash, found), np.uint64, len(found))
 
 
