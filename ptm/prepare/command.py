@@ -35,8 +35,10 @@ def _try(options: Options, limit: int) -> tuple[int, str, dict[str, Any]]:
     """The rules on the first documents of each source, and nothing written."""
     if options.near:
         sketch.require()
-    units = itertools.groupby(reading.units(options), key=lambda unit: unit.source)
-    read = [itertools.islice((document for unit in found for document in reading.documents(unit, options)), limit) for _, found in units]
+    units: dict[int, list[reading.Unit]] = {}
+    for unit in reading.units(options):
+        units.setdefault(unit.source, []).append(unit)
+    read = (itertools.islice((document for unit in found for document in reading.documents(unit, options)), limit) for found in units.values())
     index = trial.index(options)
     short = index.too_short() if index else {}
     _, counts = trial.prepare(itertools.chain.from_iterable(read), options, index)

@@ -204,7 +204,7 @@ def _read(number: int, units: Sequence[Unit]) -> dict[str, Any]:
     folder.mkdir()
     counts: collections.Counter[str] = collections.Counter()
     bad: list[tuple[str, str]] = []
-    with contextlib.closing(Writer(folder, options)) as writer:
+    with Writer(folder, options) as writer:
         for unit in units:
             for document in reading.documents(unit, options):
                 text, rule = stages.judge(document, options, _job.index)

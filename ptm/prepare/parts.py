@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def load(path: Path) -> np.ndarray:
 
 
 class Writer:
-    """Writes documents into parts within a folder; `close` ends the last one."""
+    """Writes documents into parts within a folder, in a `with` block whose end ends the last one."""
 
     def __init__(self, folder: Path, options: Options):
         self._folder, self._options, self._count = folder, options, 0
@@ -56,11 +57,20 @@ class Writer:
         self._rows.append((self._end, self._id_end, stages.shard_hash(id), stages.split(text, self._options) == "validation"))
         self._digests.append(stages.digest(text))
         if len(self._rows) >= PART_ROWS or self._end >= PART_BYTES:
-            self.close()
+            self._finish()
             self._count += 1
             self._start()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        if kind is None:
+            self._finish()
+        for file in (self._text, self._ids):
+            file.close()
+
+    def _finish(self) -> None:
         """Writes what is left of the part, to the disk."""
         for file in (self._text, self._ids):
             file.flush()
