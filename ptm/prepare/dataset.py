@@ -31,8 +31,14 @@ def name(options: Options, split: str, number: int, count: int) -> str:
     return f"{options.name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
+def description(options: Options) -> str:
+    """A sentence for dataset_info.json."""
+    return f"{options.name} {options.version}, prepared by ptm; card.md says from what and how."
+
+
 @functools.lru_cache(maxsize=4)
-def _features(options: Options) -> Any:
+def features(options: Options) -> Any:
+    """The features of a record, as features.json has them."""
     import tensorflow_datasets as tfds  # slow, and only who writes needs it
 
     vocabulary = stages.tokenizer(options.tokenizer)
@@ -47,12 +53,12 @@ def _features(options: Options) -> Any:
 def _serializer(options: Options) -> Any:
     from tensorflow_datasets.core import example_serializer
 
-    return example_serializer.ExampleSerializer(_features(options).get_serialized_info())
+    return example_serializer.ExampleSerializer(features(options).get_serialized_info())
 
 
 def serialize(record: Mapping[str, Any], options: Options) -> bytes:
     """A record of `stages.finish` as the bytes of a tf.train.Example, always the same ones."""
-    return _serializer(options).get_tf_example(_features(options).encode_example(record)).SerializeToString(deterministic=True)
+    return _serializer(options).get_tf_example(features(options).encode_example(record)).SerializeToString(deterministic=True)
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
@@ -93,6 +99,6 @@ def describe(folder: Path, shards: Mapping[str, Sequence[Shard]], options: Optio
         for split, found in shards.items()
     ]
     tfds.folder_dataset.write_metadata(
-        data_dir=str(folder), features=_features(options), split_infos=infos, filename_template=template,
-        version=options.version, check_data=False, description=f"{options.name} {options.version}, prepared by ptm; card.md says from what and how.",
+        data_dir=str(folder), features=features(options), split_infos=infos, filename_template=template,
+        version=options.version, check_data=False, description=description(options),
     )  # fmt: skip

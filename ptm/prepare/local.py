@@ -78,7 +78,7 @@ def prepare(options: Options, *, processes: int, progress: Progress | None = Non
         manifest.check(folder, found)
         return found
     with lock.hold(partial):
-        _require_same(partial / "identity.json", made_from)
+        manifest.require_begun(partial / manifest.BEGUN, made_from, where=str(partial))
         _clear(partial)
         index = trial.index(options)
         pool = Pool(processes, prepare=_begin, given=(Job(options, partial, index),), progress=progress or Progress())
@@ -98,19 +98,6 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
-
-
-def _require_same(path: Path, made_from: dict[str, Any]) -> None:
-    if not path.exists():
-        atomic.write(path, json.dumps(made_from))
-        return
-    try:
-        before = untrusted.read_json(path)
-        manifest.require_same(before, made_from, where=str(path.parent))
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} cannot be read ({error}); remove {path.parent} and start again.") from None
 
 
 def _stages(options: Options, folder: Path, pool: Pool, index: Index | None, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -155,17 +142,8 @@ def _read_all(options: Options, folder: Path, pool: Pool) -> tuple[collections.C
             told = _told(_batch(folder, number))
             found.update(told["counts"])
             bad += told["bad"]
-    _require_few(bad, options)
+    stages.require_few(bad, options)
     return found, bad
-
-
-def _require_few(bad: Sequence[Sequence[str]], options: Options) -> None:
-    if len(bad) > options.max_bad_records:
-        shown = "; ".join(f"{id}: {reason}" for id, reason in bad[:5])
-        raise ConfigError(
-            f"more than --max_bad_records={options.max_bad_records} records cannot be read: {shown}{'; ...' if len(bad) > 5 else ''}."
-            " Mend the source, or raise --max_bad_records."
-        )
 
 
 def _batches(units: Sequence[Unit]) -> list[list[Unit]]:
@@ -213,7 +191,7 @@ def _read(number: int, units: Sequence[Unit]) -> dict[str, Any]:
                     writer.add(document.id, text)
                 elif rule == stages.BAD:
                     bad.append((document.id, document.problem))
-                    _require_few(bad, options)
+                    stages.require_few(bad, options)
     told = {"counts": counts, "bad": bad}
     atomic.write(folder / "counts.json", json.dumps(told))
     os.rename(folder, final)
@@ -357,7 +335,7 @@ def _write_all(options: Options, folder: Path, pool: Pool, parts: Parts) -> tupl
         for number, split in enumerate(stages.SPLITS):
             sizes[split] += int(part.sizes()[stay & (part.rows["validation"] == number)].sum())
     if not any(sizes.values()):
-        raise ConfigError("no document is left. `--dry_run=1000` counts what each rule removes of the first thousand.")
+        raise ConfigError(stages.NOTHING_LEFT)
     wanted = [(split, number, count) for split, size in sizes.items() if size for count in [stages.shards(size, options)] for number in range(count)]
     notes = {task: folder / "shards" / f"{dataset.name(options, *task)}.json" for task in wanted}
     tasks = [(str(note), *task) for task, note in notes.items() if not note.exists()]

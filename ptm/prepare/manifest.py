@@ -12,7 +12,7 @@ from ptm.prepare import dataset, reading, stages
 from ptm.prepare.dataset import Shard
 from ptm.prepare.options import Options, changed
 
-FILE = "manifest.json"
+FILE, BEGUN = "manifest.json", "identity.json"
 FORMAT = 1
 KEYS = ("format", "ptm", "options", "sources", "tokenizer", "counts", "evals", "bad", "shards")
 
@@ -40,7 +40,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     atomic.write(folder / FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, *, where: str | None = None) -> dict[str, Any]:
     """The manifest of a data set. Raises ConfigError where there is none, or one that was not written by `write`."""
     try:
         found = untrusted.read_json(folder / FILE)
@@ -50,7 +50,7 @@ def read(folder: Path) -> dict[str, Any]:
             if not untrusted.is_name(name) or not isinstance(shard["size"], int) or not isinstance(shard["sha256"], str):
                 raise ValueError(f"its shard {name!r} is none")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again.") from None
+        raise ConfigError(f"{where or folder}/{FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again.") from None
     return found
 
 
@@ -74,3 +74,17 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], *, where: st
         found = [f"the vocabulary of --tokenizer={now['options']['tokenizer']} has changed"]
     if found:
         raise ConfigError(f"{where} was begun otherwise: {'; '.join(found)}. Give what it was begun with, or another --version, or remove that folder.")
+
+
+def require_begun(path: Path, made_from: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError where the preparation that wrote the file, of the folder `where`, began from another identity; without a file it begins now."""
+    if not path.exists():
+        atomic.write(path, json.dumps(made_from))
+        return
+    try:
+        before = untrusted.read_json(path)
+        require_same(before, made_from, where=where)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} cannot be read ({error}); remove {where} and start again.") from None

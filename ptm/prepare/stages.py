@@ -12,6 +12,7 @@ A key (source, file, place) orders records as their sources have them.
 import functools
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ SPLITS = ("train", "validation")
 SPLIT_KEY = b"ptm prepare split"
 SHARD_KEY = b"ptm prepare shard"
 CONTAMINATED, EXACT, NEAR, BAD, EMPTY = "contaminated", "exact", "near", "bad", "empty"
+NOTHING_LEFT = "no document is left. `--dry_run=1000` counts what each rule removes of the first thousand."
 
 
 class Key(NamedTuple):
@@ -72,6 +74,16 @@ def judge(document: Document, options: Options, index: Index | None) -> Examined
     if document.text is None:
         return Examined(None, EMPTY if document.problem == EMPTY else BAD)
     return examine(document.text, options, index)
+
+
+def require_few(bad: Sequence[Sequence[str]], options: Options) -> None:
+    """Raises ConfigError for more bad records, (id, reason) each, than the options allow."""
+    if len(bad) > options.max_bad_records:
+        shown = "; ".join(f"{id}: {reason}" for id, reason in bad[:5])
+        raise ConfigError(
+            f"more than --max_bad_records={options.max_bad_records} records cannot be read: {shown}{'; ...' if len(bad) > 5 else ''}."
+            " Mend the source, or raise --max_bad_records."
+        )
 
 
 def digest(text: str) -> bytes:
