@@ -143,7 +143,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     prepare = commands.add_parser(
         "prepare", allow_abbrev=False, help="make a data set of raw text",
         description="Read, normalise, filter and deduplicate text into a versioned data set. The last line of output is one JSON object.",
-        usage="ptm prepare --source=FORMAT:PATH,... --output=DIR [--name=NAME] [--version=X.Y.Z] [--dry_run=N] [FLAGS]",
+        usage="ptm prepare --source=FORMAT:PATH,... --output=DIR [--name=NAME] [--version=X.Y.Z] [--dry_run=N] [FLAGS] [-- FLAGS OF APACHE BEAM]",
         epilog="Exit codes: 0 finished; 75 interrupted, the same command continues; 2 wrong usage or options; other: failed.",
     )  # fmt: skip
     for name, (switch, doc) in prepare_options.flags().items():
@@ -173,7 +173,10 @@ def _guess(word: str, known: list[str]) -> str:
 def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Flags of the command, and the overrides key -> text. Refuses whatever is neither."""
     overrides: dict[str, str] = {}
-    rest = []
+    rest: list[str] = []
+    runner = None
+    if argv and argv[0] == "prepare" and "--" in argv:
+        argv, runner = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     for word in argv:
         if word.startswith("--config."):
             key, equals, value = word.removeprefix("--config.").partition("=")
@@ -196,6 +199,7 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if misplaced:
         but = "but for --config.evals.NAME.KEY " if flags.command == "evaluate" else ""
         raise ConfigError(f"--config.{misplaced[0]}=VALUE belongs to `ptm train`, not to `ptm {flags.command}`, which {but}takes the config of the run.")
+    flags.runner = runner
     return flags, overrides
 
 
@@ -403,7 +407,7 @@ def _prepare(flags: argparse.Namespace) -> int:
     options, running = prepare_options.parse({name: vars(flags)[name] for name in prepare_options.flags() if vars(flags)[name] is not None})
     from ptm.prepare import command
 
-    code, page, facts = command.prepare(options, running)
+    code, page, facts = command.prepare(options, running, flags.runner)
     if not code:
         _show(page)
         print(json.dumps(facts))

@@ -43,7 +43,8 @@ ONLY_IN = {
     "ml_collections": ("ptm/config.py",),
     "flax.linen": ("ptm/nn/", "ptm/models/"),
     "grain": ("ptm/data/formats/stores.py", "ptm/data/mixture.py"),
-    "tensorflow_datasets": ("ptm/data/formats/stores.py", "ptm/prepare/dataset.py"),
+    "tensorflow_datasets": ("ptm/data/formats/stores.py", "ptm/prepare/dataset.py", "ptm/prepare/beam.py", "ptm/prepare/builder.py"),
+    "apache_beam": ("ptm/prepare/beam.py", "ptm/prepare/builder.py"),
     "pyarrow": ("ptm/data/formats/stores.py",),
     "array_record": ("ptm/data/formats/stores.py", "ptm/prepare/dataset.py"),
     "datasketch": ("ptm/prepare/sketch.py",),
@@ -75,6 +76,8 @@ BARRED = {
     "ptm/sections.py": {"jax", "flax", "numpy"},
     "ptm/config.py": {"jax", "flax", "numpy"},
 }
+# What an entry point of its own cannot do without, and who does not call it need not have.
+EXTRA = {"ptm/harness.py": ("lm_eval", "tqdm"), "ptm/prepare/beam.py": ("apache_beam",), "ptm/prepare/builder.py": ("apache_beam",)}
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
     "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.prepare.command", "ptm.study.runner", "ptm.report.command", "ptm.hosts"},
@@ -87,6 +90,7 @@ LATE = {
     "ptm/hf/check.py": {"torch", "transformers"},
     "ptm/metrics/written.py": {"sacrebleu", "rouge_score.rouge_scorer"},
     "ptm/data/formats/stores.py": {"tensorflow_datasets", "pyarrow.parquet"},
+    "ptm/prepare/command.py": {"ptm.prepare.builder"},
     "ptm/prepare/dataset.py": {"tensorflow_datasets", "tensorflow_datasets.core.example_serializer"},
     "ptm/prepare/reading.py": {"fsspec"},
     "ptm/prepare/sketch.py": {"datasketch.MinHash"},
@@ -245,8 +249,8 @@ def test_libraries_are_declared():
     sources = metadata.packages_distributions()
     for item in imports("ptm"):
         top = item.module.split(".")[0]
-        # Late ones may be extras, and so may what an entry point of its own cannot do without.
-        if top != "ptm" and top not in sys.stdlib_module_names and not item.late and (item.file != "ptm/harness.py" or top not in ("lm_eval", "tqdm")):
+        # Late ones may be extras.
+        if top != "ptm" and top not in sys.stdlib_module_names and not item.late and top not in EXTRA.get(item.file, ()):
             names = {name.lower().replace("_", "-") for name in sources[top]}
             assert names & required, f"{item.file}:{item.line} imports {top}, of {sorted(names)}, which setup.cfg does not require"
 

@@ -50,7 +50,9 @@ def read(folder: Path, *, where: str | None = None) -> dict[str, Any]:
             if not untrusted.is_name(name) or not isinstance(shard["size"], int) or not isinstance(shard["sha256"], str):
                 raise ValueError(f"its shard {name!r} is none")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where or folder}/{FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again.") from None
+        raise ConfigError(
+            f"{where or folder}/{FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again."
+        ) from None
     return found
 
 
