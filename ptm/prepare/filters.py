@@ -4,8 +4,6 @@ Repetition and words follow Rae et al. (2021, appendix A1.1, table A1). Repeated
 ones that the paper keeps: of a sentence its commonest pair of words is always a large part.
 """
 
-import re
-import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -14,9 +12,6 @@ from ptm.prepare import words
 from ptm.prepare.options import Options
 
 FEW_WORDS = 50
-_SEEN = re.compile(r"\S+")
-_LETTERS = re.compile(r"[^\W\d_]+")
-_ELLIPSIS = re.compile(r"…|\.\.\.")
 
 
 def _too_short(text: str, options: Options) -> bool:
@@ -28,15 +23,7 @@ def _too_long(text: str, options: Options) -> bool:
 
 
 def _few_letters(text: str, options: Options) -> bool:
-    seen = sum(map(len, _SEEN.findall(text)))
-    return seen == 0 or sum(map(len, _LETTERS.findall(text))) + _marks(text) < options.min_letters * seen
-
-
-def _marks(text: str) -> int:
-    """Combining marks, which scripts of India and South-East Asia write vowels with, and regular expressions do not count as letters."""
-    if text.isascii():
-        return 0
-    return sum(unicodedata.category(c)[0] == "M" for c in text if c > "\u02ff")
+    return words.letter_share(text) < options.min_letters
 
 
 def _other_scripts(text: str, options: Options) -> bool:
@@ -60,7 +47,7 @@ def _mean_length(text: str, *, default: float) -> float:
 
 
 def _symbols(text: str, options: Options) -> bool:
-    found = max(text.count("#"), len(_ELLIPSIS.findall(text)))
+    found = max(text.count("#"), text.count("…") + text.count("..."))
     return found > 0 and len(words.words(text)) >= FEW_WORDS and found > options.max_symbols * len(words.words(text))
 
 
@@ -85,12 +72,10 @@ def _top_ngrams(text: str, options: Options) -> bool:
         return False
     hashes_W, lengths_W = words.hashes(text), np.fromiter(map(len, found), np.int64, len(found))
     for n, most in enumerate(options.max_top_ngrams, 2):
-        grams, first, counts = np.unique(words.ngrams(hashes_W, n), return_index=True, return_counts=True)
-        if not len(grams):
-            continue
-        sizes = np.convolve(lengths_W, np.ones(n, np.int64), "valid")[first]
-        held = np.where(counts > 1, counts * sizes, 0)
-        if held.max() > most * lengths_W.sum():
+        _, first, counts = np.unique(words.ngrams(hashes_W, n), return_index=True, return_counts=True)
+        repeated = counts > 1
+        sizes = np.convolve(lengths_W, np.ones(n, np.int64), "valid")[first[repeated]]
+        if (counts[repeated] * sizes > most * lengths_W.sum()).any():
             return True
     return False
 

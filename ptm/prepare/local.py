@@ -285,7 +285,7 @@ def _near(path: str, band: int, low: int, high: int | None) -> None:
     order = np.lexsort((number, key))
     key, number = key[order], number[order]
     starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1], [True]])) if len(key) else np.zeros(1, int)
-    hint = np.load(_job.folder / "hint.npy", mmap_mode="r+") if len(key) else None
+    hint = load(_job.folder / "hint.npy", mode="r+") if len(key) else None
     gone: list[int] = []
     for place in np.flatnonzero(np.diff(starts) > 1):
         members = number[starts[place] : starts[place + 1]].tolist()

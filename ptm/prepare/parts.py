@@ -28,10 +28,10 @@ def save(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def load(path: Path) -> np.ndarray:
-    """An array of `save`, mapped and not read; nothing cannot be mapped."""
+def load(path: Path, *, mode: str = "r") -> np.ndarray:
+    """An array of `save`, mapped (`mode` as that of np.memmap) and not read; nothing cannot be mapped."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
     except ValueError:
         return np.load(path, allow_pickle=False)
 
@@ -87,23 +87,24 @@ class Part:
 
     def __init__(self, stem: Path):
         self.stem = stem
-        self.rows = load(stem.with_suffix(".rows.npy"))
+        self.rows = np.array(load(stem.with_suffix(".rows.npy")))
+        self._ends = tuple(np.concatenate([[0], self.rows[column]]) for column in ("end", "id_end"))
         self._files = tuple(os.open(f"{stem}.{kind}", os.O_RDONLY) for kind in ("text", "ids"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _read(self, file: int, column: str, row: int) -> str:
-        start = int(self.rows[column][row - 1]) if row else 0
-        return os.pread(self._files[file], int(self.rows[column][row]) - start, start).decode()
+    def _read(self, file: int, row: int) -> str:
+        start, end = self._ends[file][row : row + 2].tolist()
+        return os.pread(self._files[file], end - start, start).decode()
 
     def text(self, row: int) -> str:
         """The text of a row."""
-        return self._read(0, "end", row)
+        return self._read(0, row)
 
     def id(self, row: int) -> str:
         """The id of a row."""
-        return self._read(1, "id_end", row)
+        return self._read(1, row)
 
     def sizes(self) -> np.ndarray:
         """Bytes of the text of each row, int64 [rows]."""

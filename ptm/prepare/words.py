@@ -6,6 +6,8 @@ A word is a run of letters and digits; of scripts that put no spaces between wor
 import functools
 import hashlib
 import re
+import sys
+import unicodedata
 
 import numpy as np
 
@@ -43,7 +45,6 @@ assert tuple(RANGES) == SCRIPTS
 UNSPACED = "".join(RANGES[name] for name in ("han", "kana", "khmer", "lao", "myanmar", "thai", "tibetan"))
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _SPACED_WORD = re.compile(rf"[^\W_{UNSPACED}]+")
-_LETTERS = {name: re.compile(f"[{ranges}]+") for name, ranges in RANGES.items()}
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(33), np.uint64(0xFF51AFD7ED558CCD)), (np.uint64(33), np.uint64(0xC4CEB9FE1A85EC53)))
 
@@ -86,13 +87,41 @@ def ngrams(hashes_W: np.ndarray, n: int) -> np.ndarray:
     return found ^ (found >> np.uint64(33))
 
 
+@functools.lru_cache(maxsize=1)
+def codes(text: str) -> np.ndarray:
+    """The code points of a text, uint32 [characters]."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+@functools.cache
+def _scripts() -> np.ndarray:
+    """For each code point the number of its script in SCRIPTS, from 1; 0 for others."""
+    table = np.zeros(sys.maxunicode + 1, np.uint8)
+    for number, ranges in enumerate(RANGES.values(), 1):
+        for low, high in re.findall(r"(.)(?:-(.))?", ranges):
+            table[ord(low) : ord(high or low) + 1] = number
+    return table
+
+
 def script_counts(text: str) -> dict[str, int]:
     """Letters of each script in a text, of those that it has any of."""
-    if text.isascii():
-        counts = {"latin": sum(map(len, _LETTERS["latin"].findall(text)))}
-    else:
-        counts = {name: sum(map(len, pattern.findall(text))) for name, pattern in _LETTERS.items()}
-    return {name: count for name, count in counts.items() if count}
+    counts = np.bincount(_scripts()[codes(text)], minlength=len(SCRIPTS) + 1)[1:].tolist()
+    return {name: count for name, count in zip(SCRIPTS, counts) if count}
+
+
+@functools.cache
+def _kinds() -> np.ndarray:
+    """For each code point 1 if it is a letter or a mark, 2 if it is white space, else 0."""
+    categories = (unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1))
+    table = np.fromiter((category in "LM" for category in categories), np.uint8, sys.maxunicode + 1)
+    table[[code for code in range(0x3001) if chr(code).isspace()]] = 2
+    return table
+
+
+def letter_share(text: str) -> float:
+    """The share of letters and marks among the characters that are seen; 0 where none is."""
+    other, letters, _ = np.bincount(_kinds()[codes(text)], minlength=3).tolist()
+    return letters / (letters + other) if letters else 0.0
 
 
 def script(text: str) -> str:
