@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,32 @@ def test_a_finished_shard_is_not_made_again(corpus, tmp_path, monkeypatch):
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match="missing or damaged"):
         builder.prepare(options, [])
+
+
+@needs_beam
+def test_killed_and_started_again(tmp_path):
+    """With kill -9, twice: what was finished keeps its inode, and nothing is left of the processes that were killed."""
+    corpus = planted.plant(tmp_path, originals=400)
+    given = {**SMALL, "shard_bytes": "2000"}
+    options, other = corpus.options(tmp_path / "out", **given), corpus.options(tmp_path / "local", **given)
+    flags = [f"--source={corpus.source}", f"--evals={corpus.evals}", "--eval_columns=text={question} {answer}", f"--output={tmp_path}/out"]
+    notes, finished = tmp_path / "out/corpus/.1.0.0.beam" / "notes", {}
+    for least in (1, 20):
+        command = [sys.executable, "-m", "ptm.cli", "prepare", *flags, *(f"--{key}={value}" for key, value in given.items()), "--"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while process.poll() is None and len(list(notes.glob("*.json"))) < least:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        now = {note.name[:-5]: os.stat(notes.parent / "shards" / note.name[:-5]).st_ino for note in notes.glob("*.json")}
+        assert len(now) >= least and now.items() >= finished.items()
+        finished = now
+    found = builder.prepare(options, [])
+    assert len(found["shards"]) > len(finished) >= 20
+    assert finished.items() <= {path.name: os.stat(path).st_ino for path in local.target(options).iterdir()}.items()
+    local.prepare(other, processes=1)
+    assert content(local.target(options)) == content(local.target(other)) and os.listdir(tmp_path / "out/corpus") == ["1.0.0"]
 
 
 @needs_beam

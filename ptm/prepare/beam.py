@@ -204,7 +204,7 @@ class Write(beam.DoFn):
         (split, number), records = group
         name = dataset.name(self._options, split, number, plan(counts, self._options)[split])
         note = Path(self._folder) / NOTES / f"{name}.json"
-        if not note.exists():
+        if not note.exists() or not (Path(self._folder) / SHARDS / name).exists():
             content = (content for key, content in sorted(records) if key)
             put(note, json.dumps(list(self._write(name, content))).encode())
         yield split, json.loads(note.read_text())

@@ -18,6 +18,7 @@ from typing import Any
 import apache_beam
 import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
+from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from ptm import lock
@@ -54,6 +55,9 @@ class Corpus(tfds.core.DatasetBuilder, skip_registration=True):
         made_from = manifest.identity(options)
         with _alone(folder):
             _require_begun(folder, made_from)
+            for left in target.parent.glob(f"{INCOMPLETE_PREFIX}*_{options.version}"):  # of a process that was killed
+                if left.name != target.name:
+                    left.rmtree()
             for name in (beam.SHARDS, beam.NOTES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             index = trial.index(options)
