@@ -1,6 +1,7 @@
 """`ptm prepare` on one machine: the records of the path in memory, whatever the processes, the sizes of parts and the moments at which it is killed."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,7 +20,7 @@ from ledger import tell
 
 from ptm import cli
 from ptm.config import Data
-from ptm.data import sources
+from ptm.data import documents, sources
 from ptm.fields import ConfigError
 from ptm.prepare import dataset, local, manifest, parts, reading, stages, trial
 from ptm.prepare import options as options_lib
@@ -97,7 +98,7 @@ def test_what_is_written(whole):
     assert found["evals"] == {"exam": {"too_short": 0}} and len(found["bad"]) == 5
 
 
-def test_records_with_token_ids(corpus, tmp_path):
+def test_records_with_token_ids(corpus, tmp_path, monkeypatch):
     options = corpus.options(tmp_path, tokenizer="bytes", keep_ids="false", validation="0.2")
     found = local.prepare(options, processes=1)
     vocabulary = stages.tokenizer("bytes")
@@ -106,6 +107,21 @@ def test_records_with_token_ids(corpus, tmp_path):
         assert [*record] == ["text", "tokens"] and record["tokens"].dtype == np.uint16
         assert record["tokens"].tolist() == vocabulary.encode(record["text"]).tolist()
     assert found["counts"]["train/tokens"] == found["counts"]["train/bytes"]
+
+    # What a run reads is what it would have made of the texts.
+    folder = local.target(options)
+    columns = {"columns": ("text=text", "tokens=tokens")}
+    data = Data(source=(f"tfds:{folder}",), validation_source=(f"tfds:{folder}/validation",))
+    for split in stages.SPLITS:
+        plain, held = (documents.Corpus(dataclasses.replace(data, **given), split=split, tokenizer=vocabulary) for given in ({}, columns))
+        for number in range(plain.sizes[0]):
+            one, other = plain.document(0, number), held.document(0, number)
+            assert one.id == other.id and one.tokens_L.dtype == other.tokens_L.dtype and one.tokens_L.tolist() == other.tokens_L.tolist()
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="made by another one"):
+        patch.setattr(vocabulary, "fingerprint", "another")
+        documents.Corpus(dataclasses.replace(data, **columns), split="train", tokenizer=vocabulary)
+    with pytest.raises(ConfigError, match="holdout_by=tail"):
+        documents.Corpus(Data(source=data.source, holdout_by="tail", **columns), split="train", tokenizer=vocabulary)
 
 
 # Cut and continued.
@@ -190,6 +206,9 @@ def test_a_finished_one_is_checked(whole, tmp_path):
             path.write_bytes(damaged)
             with pytest.raises(ConfigError, match="missing or damaged"):
                 local.prepare(options, processes=1)
+            sources._opened.cache_clear()
+            with pytest.raises(ConfigError, match="is not the shard that manifest.json tells of"):
+                records(local.target(options))
     finally:
         path.write_bytes(content)
 

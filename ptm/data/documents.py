@@ -14,18 +14,21 @@ from ptm.config import Data, weight_points
 from ptm.data import sources
 from ptm.data.batch import Document
 from ptm.data.mixture import Order
-from ptm.data.records import BadRecord, Columns
+from ptm.data.records import BadRecord, Columns, Source
 from ptm.fields import ConfigError, lookup
 
 CACHE_BYTES = 128 << 20
 ENTRY_BYTES = 500  # a document's size beside its tokens, roughly
 HOLDOUT_KEY = b"ptm holdout"  # the split depends on nothing else, so that it outlives seeds and reordering
+TOKENS = "tokens"  # the field of token ids that a source holds, as `ptm prepare --tokenizer` writes them
 SPLITS = {"train": False, "validation": True}
 _log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
     """What the pipeline knows of a tokenizer."""
+
+    fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32, without special tokens."""
@@ -45,6 +48,9 @@ class Corpus:
         self.bad: dict[tuple[int, int], str] = {}
         self._data, self._tokenizer = data, tokenizer
         self._holdout_by = None if data.validation_source else data.holdout_by
+        if tokenizer is not None:
+            for source in self.sources:
+                _require_fitting(source, tokenizer, cut=self._holdout_by == "tail")
         self._cache: collections.OrderedDict[tuple[int, int], Document | None] = collections.OrderedDict()
         self._cached_bytes = 0
 
@@ -78,7 +84,8 @@ class Corpus:
             return self._cache[key]
         found, document = self.record(source, record), None
         if found is not None:
-            tokens_L = _tokens(self._tokenizer, found[0])
+            given = found[1].pop(TOKENS, None)
+            tokens_L = _tokens(self._tokenizer, found[0]) if given is None else _read_only(given)
             if len(tokens_L):
                 document = Document(self.id(source, record), tokens_L, found[1], source)
         self._cache[key] = document
@@ -113,8 +120,26 @@ def _weights(data: Data, sizes: tuple[int, ...]) -> tuple[float, ...]:
     return data.weights or (1.0,) * len(sizes)
 
 
+def _require_fitting(source: Source, tokenizer: Tokenizer, *, cut: bool) -> None:
+    """Raises ConfigError where token ids that a source holds, and that are asked for, are not those that the run would make of its texts."""
+    if TOKENS not in source.columns.fields:
+        return
+    if source.tokenizer != tokenizer.fingerprint:
+        made = "does not say by which tokenizer" if source.tokenizer is None else f"were made by another one (fingerprint {source.tokenizer[:16]})"
+        raise ConfigError(
+            f"data.columns takes token ids of {source.name}, which {made}; the run's has fingerprint {tokenizer.fingerprint[:16]}."
+            " Set tokenizer.kind and tokenizer.path as --tokenizer of `ptm prepare` was, or leave tokens out of data.columns."
+        )
+    if cut:
+        raise ConfigError("data.holdout_by=tail cuts texts, and token ids of data.columns are those of whole ones; set data.validation_source, or data.holdout_by=document.")
+
+
 def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    tokens_L = np.asarray(tokenizer.encode(text), np.int32).view()
+    return _read_only(tokenizer.encode(text))
+
+
+def _read_only(tokens: Any) -> np.ndarray:
+    tokens_L = np.asarray(tokens, np.int32).view()
     tokens_L.flags.writeable = False
     return tokens_L
 

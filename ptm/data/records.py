@@ -186,7 +186,9 @@ class Columns:
 
 
 class Source:
-    """`len(source)` records, each with an id and the fields that `columns` makes of it."""
+    """`len(source)` records, each with an id and the fields that `columns` makes of it. `tokenizer` is the fingerprint of that whose ids it holds, if it holds any."""
+
+    tokenizer: str | None = None
 
     def __init__(self, name: str, *, columns: Columns, known: Collection[str] | None, hint: str = ""):
         """`known` are the columns that every record has, or None where each record names its own; `hint` helps who asks for others."""

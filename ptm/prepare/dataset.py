@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ptm.fields import ConfigError
+from ptm.data import files
 from ptm.prepare import stages
 from ptm.prepare.options import Options
 
@@ -17,13 +17,14 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class Shard(NamedTuple):
-    """A shard that was written: name of its file, records, bytes of the records, bytes and sha256 of the file."""
+    """A shard that was written: name of its file, records, bytes of the records, bytes and sha256 of the file, and the sha256 of its first and last megabyte."""
 
     file: str
     records: int
     content: int
     size: int
     sha256: str
+    ends: str
 
 
 def name(options: Options, split: str, number: int, count: int) -> str:
@@ -42,8 +43,7 @@ def features(options: Options) -> Any:
     import tensorflow_datasets as tfds  # slow, and only who writes needs it
 
     vocabulary = stages.tokenizer(options.tokenizer)
-    columns = {"id": tfds.features.Text()} if options.keep_ids else {}
-    columns |= {"text": tfds.features.Text()} if options.keep_text else {}
+    columns = {name: tfds.features.Text() for name in (("id", "text") if options.keep_ids else ("text",))}
     if vocabulary is not None:
         columns["tokens"] = tfds.features.Tensor(shape=(None,), dtype=stages.token_type(vocabulary), encoding=tfds.features.Encoding.BYTES)
     return tfds.features.FeaturesDict(columns)
@@ -74,9 +74,9 @@ def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
     digest = sha256(partial)
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
-    size = os.path.getsize(partial)
+    size, ends = files.digest(partial)
     os.replace(partial, path)
-    return Shard(path.name, count, content, size, digest)
+    return Shard(path.name, count, content, size, digest, ends)
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -89,8 +89,6 @@ def describe(folder: Path, shards: Mapping[str, Sequence[Shard]], options: Optio
     """Writes features.json and dataset_info.json into the folder with the shards of each split."""
     import tensorflow_datasets as tfds
 
-    if not any(shard.records for found in shards.values() for shard in found):
-        raise ConfigError("no document is left: `--dry_run=1000` counts what each rule removes.")
     template = tfds.core.ShardedFileTemplate(data_dir=str(folder), dataset_name=options.name, template=TEMPLATE, filetype_suffix="array_record")
     infos = [
         tfds.core.SplitInfo(

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ptm import __version__, atomic, untrusted
+from ptm.data.prepared import FILE, FORMAT, read
 from ptm.fields import ConfigError
 from ptm.prepare import dataset, reading, stages
 from ptm.prepare.dataset import Shard
 from ptm.prepare.options import Options, changed
 
-FILE, BEGUN = "manifest.json", "identity.json"
-FORMAT = 1
-KEYS = ("format", "ptm", "options", "sources", "tokenizer", "counts", "evals", "bad", "shards")
+__all__ = ["BEGUN", "FILE", "FORMAT", "check", "content", "identity", "read", "require_begun", "require_same", "write"]
+
+BEGUN = "identity.json"
 
 
 def identity(options: Options) -> dict[str, Any]:
@@ -38,22 +39,6 @@ def content(
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest into the folder of a data set."""
     atomic.write(folder / FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def read(folder: Path, *, where: str | None = None) -> dict[str, Any]:
-    """The manifest of a data set. Raises ConfigError where there is none, or one that was not written by `write`."""
-    try:
-        found = untrusted.read_json(folder / FILE)
-        if not isinstance(found, dict) or set(found) != set(KEYS) or found["format"] != FORMAT:
-            raise ValueError(f"it must hold the keys {', '.join(KEYS)} and have format {FORMAT}")
-        for name, shard in found["shards"].items():
-            if not untrusted.is_name(name) or not isinstance(shard["size"], int) or not isinstance(shard["sha256"], str):
-                raise ValueError(f"its shard {name!r} is none")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"{where or folder}/{FILE} cannot be read ({error}); it belongs to every data set of `ptm prepare`: make the data set again."
-        ) from None
-    return found
 
 
 def check(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -65,8 +65,10 @@ class Options:
 
     validation: float = field(0.01, low=0.0, high=0.5, doc="Share of documents in the split `validation`, by a hash of their text; 0 = no such split.")
     seed: int = field(0, low=0, doc="Seed of this hash.")
-    tokenizer: str | None = field(None, doc="KIND[:PATH] as tokenizer.kind and tokenizer.path: records also get their token ids. None = text alone.")
-    keep_text: bool = field(True, doc="Keep the text beside token ids.")
+    tokenizer: str | None = field(
+        None,
+        doc="KIND[:PATH] as tokenizer.kind and tokenizer.path: records also get their token ids, which --config.data.columns=text=text,tokens=tokens takes. None = text alone.",
+    )
     keep_ids: bool = field(True, doc="Keep the ids of records, which say where they come from.")
     shard_bytes: int = field(256 * MEBIBYTE, low=1, unit="bytes", doc="Text of a shard, about.")
 
@@ -77,8 +79,6 @@ class Options:
             raise ConfigError(f"--name={self.name!r}; allowed: a lower-case letter, then lower-case letters, digits and _, at most 100.")
         if not VERSION.fullmatch(self.version):
             raise ConfigError(f"--version={self.version!r}; allowed: three numbers such as 1.0.0.")
-        if not self.keep_text and self.tokenizer is None:
-            raise ConfigError("--keep_text=false leaves records without content; give --tokenizer=KIND[:PATH] too.")
         sections.column_entries(self.columns)
         sections.column_entries(self.eval_columns)
         self.eval_sets()

@@ -131,11 +131,7 @@ def token_type(vocabulary: Any) -> type[np.unsignedinteger]:
 
 def finish(id: str, text: str, options: Options) -> dict[str, Any]:
     """The record that is written: `id`, `text` and `tokens` (uint16 or uint32, without special tokens), as the options say."""
-    record: dict[str, Any] = {}
-    if options.keep_ids:
-        record["id"] = id
-    if options.keep_text:
-        record["text"] = text
+    record: dict[str, Any] = {"id": id, "text": text} if options.keep_ids else {"text": text}
     vocabulary = tokenizer(options.tokenizer)
     if vocabulary is not None:
         record["tokens"] = np.asarray(vocabulary.encode(text)).astype(token_type(vocabulary))

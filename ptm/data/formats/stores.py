@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ptm.data import files, python_docs
+from ptm.data import files, prepared, python_docs
 from ptm.data.files import File
 from ptm.data.formats.lines import json_object
 from ptm.data.records import BadRecord, Columns, Source
@@ -202,7 +202,12 @@ def tfds(name: str, path: str, columns: Columns, document: str) -> Source:
         )
     if split not in builder.info.splits:
         raise ConfigError(f"data source {name} has no split '{split}'; it has: {', '.join(sorted(builder.info.splits))}.")
-    return TfdsSource(name, builder=builder, split=split, columns=columns)
+    source = TfdsSource(name, builder=builder, split=split, columns=columns)
+    if os.path.isfile(os.path.join(place, prepared.FILE)):
+        manifest = prepared.read(place)
+        prepared.check_ends(manifest, source.digests(), folder=place)
+        source.tokenizer = manifest["tokenizer"]
+    return source
 
 
 def _is_prepared(folder: str) -> bool:
