@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from apache_beam.transforms.window import GlobalWindows
 
+from ptm import untrusted
 from ptm.prepare import dataset, reading, sketch, stages, summary
 from ptm.prepare.contamination import Index
 from ptm.prepare.dataset import Shard
@@ -207,7 +208,7 @@ class Write(beam.DoFn):
         if not note.exists() or not (Path(self._folder) / SHARDS / name).exists():
             content = (content for key, content in sorted(records) if key)
             put(note, json.dumps(list(self._write(name, content))).encode())
-        yield split, json.loads(note.read_text())
+        yield split, untrusted.json_of(note.read_text())
 
     def _write(self, name: str, content: Iterable[bytes]) -> Shard:
         target = Path(self._folder) / SHARDS / name

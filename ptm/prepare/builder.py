@@ -8,7 +8,6 @@ a URL of a store (gs://, s3://, az://).
 
 import contextlib
 import io
-import json
 import os
 import re
 import tempfile
@@ -21,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from ptm import lock
+from ptm import lock, untrusted
 from ptm.fields import ConfigError, StorageError
 from ptm.prepare import beam, card, dataset, manifest, sketch, stages, trial
 from ptm.prepare.dataset import Shard
@@ -146,7 +145,7 @@ def _run(options: Options, folder: Path, download_config: Any) -> dict[str, Any]
             raise ConfigError(told[-1] if told else str(error)) from None
         last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise StorageError(f"the pipeline failed: {last[:500]}. Finished shards are kept: start the same command again.") from error
-    result = json.loads((folder / beam.RESULT).read_text())
+    result = untrusted.json_of((folder / beam.RESULT).read_text())
     stages.require_few(result["bad"], options)
     if not result["shards"]:
         raise ConfigError(stages.NOTHING_LEFT)
