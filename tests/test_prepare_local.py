@@ -316,3 +316,35 @@ def test_asked_to_stop(tmp_path, record_property):
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
         assert process.returncode == 75 and told.strip() == "ptm: interrupted. What is finished is kept; start the same command again."
+
+
+# Real text.
+
+
+def test_real_text(tmp_path):
+    """English of a novel and of an encyclopedia, and Chinese, with planted repetitions and a contaminated set; what is natural is found besides."""
+    if "PTM_DATA" not in os.environ:
+        pytest.skip("needs the data that PTM_DATA names")
+    data = Path(os.environ["PTM_DATA"])
+    novel = [" ".join(part.split()) for part in (data / "lm/warandpeace/warandpeace.txt").read_text(encoding="utf-8-sig").split("\n\n")]
+    novel = [part for part in novel if len(part) > 400][:300]
+    wiki = [line.strip() for line in (data / "lm/wikitext2/wiki.test.tokens").read_text(encoding="utf-8").splitlines() if len(line) > 400][:300]
+    near = [" ".join(part.split()[:-3]) for part in novel[100:120]]
+    (tmp_path / "novel.txt").write_text("\n".join(novel), encoding="utf-8")
+    (tmp_path / "wiki.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*wiki, *novel[:10], *near]))
+    (tmp_path / "exam.txt").write_text("\n".join(f"{line} What does this say?" for line in wiki[50:60]), encoding="utf-8")
+    chinese = data / "qa/cmrc2018/cmrc2018_trial.json"
+    contexts = [paragraph["context"] for article in json.loads(chinese.read_text())["data"] for paragraph in article["paragraphs"] for _ in paragraph["qas"]]
+    given = {"source": f"text:{tmp_path}/novel.txt,jsonl:{tmp_path}/wiki.jsonl,squad:{chinese}", "columns": "text=text,2:text=context"}
+    given |= {"output": str(tmp_path / "out"), "evals": f"exam=text:{tmp_path}/exam.txt", "tokenizer": "bytes", "validation": "0.1"}
+    options = options_lib.parse(given)[0]
+    counts = local.prepare(options, processes=1)["counts"]
+    assert counts["read/documents"] == len(novel) + len(wiki) + 30 + len(contexts)
+    assert counts["removed/contaminated:exam"] == 10
+    assert counts["removed/exact"] == 10 + len(contexts) - len(set(contexts))
+    assert 20 <= counts["removed/near"] <= 25
+    assert counts["script/latin/documents"] + counts["script/han/documents"] == counts["train/documents"] + counts["validation/documents"]
+    assert counts["script/han/documents"] > 200 and counts["train/tokens"] == counts["train/bytes"]
+    ids = {record["id"] for split in records(local.target(options)).values() for record in split}
+    assert not ids & {f"1/wiki.jsonl:{line}" for line in [*range(51, 61), *range(301, 331)]}, "what was planted behind is gone"
+    assert len(ids & {f"0/novel.txt:{line}" for line in range(1, 301)}) > 290
