@@ -107,12 +107,19 @@ def add_a_family(folder: Path, said: list[dict]) -> None:
     assert isinstance(said[0]["text"], str) and "position" not in (folder / "runs/nope/params.txt").read_text()
 
 
+def corpus(folder: Path, said: list[dict]) -> None:
+    tried, made = said
+    for counts in (tried["counts"], made["counts"]):
+        assert [sum(n for name, n in counts.items() if rule in name) for rule in ("exact", "near", "contaminated")] == [1, 1, 1], counts
+    assert (folder / "data/notes/1.0.0/card.html").is_file() and any("draws" in name for name in last(folder, "two-sources"))
+
+
 def chinese(folder: Path, said: list[dict]) -> None:
     assert said[-1]["prediction"] in ("好评", "差评")
     assert (folder / "runs/zh-bert/report.html").is_file()
 
 
-CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis, study, pod, add_an_objective, add_a_family)}
+CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis, corpus, study, pod, add_an_objective, add_a_family)}
 CHECKS |= {"continue": continuing, "../zh/bert": chinese}
 CHANGING = ("add_an_objective", "add_a_family")  # the pages that change the checkout
 
