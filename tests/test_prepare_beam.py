@@ -66,7 +66,7 @@ def compare(corpus, folder: Path, runner: str, given: dict[str, str]) -> dict[st
     [
         {},
         {"near_threshold": "0.3", "near_rows": "1", "near_ngram": "1", "seed": "3"},
-        {"tokenizer": "bytes", "keep_text": "false", "exact": "false"},
+        {"tokenizer": "bytes", "exact": "false"},
         {"exact": "false", "near": "false", "evals": "", "shard_bytes": "500", "keep_ids": "false", "validation": "0"},
     ],
     ids=["defaults", "wide bands", "tokens", "no duplicates"],
