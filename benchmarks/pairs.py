@@ -106,13 +106,13 @@ def shortened(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _short(value) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def save(benchmark: str, result: Mapping[str, Any], *, note: str = "") -> None:
-    """Adds a line to benchmarks/results/BENCHMARK.jsonl: the result, when, of which commit and on what."""
+def save(benchmark: str, result: Mapping[str, Any], *, note: str = "", packages: Sequence[str] = PACKAGES) -> None:
+    """Adds a line to benchmarks/results/BENCHMARK.jsonl: the result, when, of which commit and on what, with the versions of some packages."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     line = {
         "benchmark": benchmark, **result, **({"note": note} if note else {}), "time": time.strftime("%Y-%m-%d"), "commit": commit,
         "device": f"{cores()} x {platform.machine()} CPU",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }  # fmt: skip
     print(json.dumps(line), flush=True)
     path = ROOT / f"benchmarks/results/{benchmark}.jsonl"
