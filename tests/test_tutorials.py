@@ -1,4 +1,4 @@
-"""The pages of docs/tutorials: their commands, in order and as they stand, but with few steps of small models.
+"""docs/start.md and the pages of docs/tutorials: their commands, in order and as they stand, but with few steps of small models.
 
 Blocks of the language `bash` are run; blocks of `sh` need models or data from elsewhere, and of those it is only checked that their recipes, flags and keys exist.
 """
@@ -17,15 +17,21 @@ import pytest
 from ptm import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = ROOT / "docs/tutorials"
-# `ptm` of the pages: what is trained gets a few steps, and what begins from nothing is small.
+PAGES = {path.stem: path for path in (ROOT / "docs/start.md", *sorted((ROOT / "docs/tutorials").glob("*.md")))}
+PAGES["zh"] = ROOT / "docs/zh/bert.md"
+# `ptm` of the pages: what is trained gets a few steps, and what begins from nothing is small. The first run of runs/my-bert ends early, as if it had been
+# interrupted.
 PTM = f"""#!/usr/bin/env bash
 set -euo pipefail
-more=()
+more=(--config.train.steps=4 --config.schedule.warmup_steps=1)
 case "$*" in
-  train*,tiny*) ;;
-  train*configs/quickstart.py*) more=(--config.train.steps=4 --config.schedule.warmup_steps=1 --config.model.num_layers=1 --config.model.width=32 --config.model.num_heads=2) ;;
-  train*) more=(--config.train.steps=4 --config.schedule.warmup_steps=1) ;;
+  *runs/my-bert) [ -e runs/my-bert ] || more[0]=--config.train.steps=2 ;;
+esac
+case "$*" in
+  train*,tiny*) more=() ;;
+  train*configs/quickstart.py*) more+=(--config.model.num_layers=1 --config.model.width=32 --config.model.num_heads=2) ;;
+  train*) ;;
+  *) more=() ;;
 esac
 exec "{sys.executable}" -m ptm.cli "$@" "${{more[@]}}"
 """
@@ -81,6 +87,19 @@ def analysis(folder: Path, said: list[dict]) -> None:
     assert [result["what"] for result in said] == ["attention", "probe", "bias"] and (folder / "runs/analysis/attention/attention.html").is_file()
 
 
+def start(folder: Path, said: list[dict]) -> None:
+    assert said[0]["validation/loss"] > 0 and (folder / "runs/quickstart/report.html").is_file()
+
+
+def pretrain(folder: Path, said: list[dict]) -> None:
+    run = folder / "runs/my-bert"
+    assert [start["from_step"] for start in json.loads((run / "env.json").read_text())["history"]] == [0, 2], "it was begun, and continued"
+    assert said[0]["validation/loss"] > 0 and [len(answer["blanks"]) for answer in said[1:3]] == [1, 1]
+    assert [len((folder / f"labels/{part}.csv").read_text().splitlines()) for part in ("train", "dev")] == [41, 41]
+    assert [answer["prediction"] in ("math", "string") for answer in said[3:]] == [True] * 2
+    assert (run / "report.html").is_file() and (folder / "runs/my-labels/report.html").is_file()
+
+
 def continuing(folder: Path, said: list[dict]) -> None:
     before, after = (row["pseudo_perplexity/loss"] for row in said[:2])
     assert before > 0 and after > 0 and (folder / "models/notes-bert/model.safetensors").is_file()
@@ -119,22 +138,21 @@ def chinese(folder: Path, said: list[dict]) -> None:
     assert (folder / "runs/zh-bert/report.html").is_file()
 
 
-CHECKS = {check.__name__: check for check in (text, dialogue, question_answering, translation, summarization, classification, analysis, corpus, study, pod, add_an_objective, add_a_family)}
-CHECKS |= {"continue": continuing, "../zh/bert": chinese}
+CHECKS = {check.__name__: check for check in (start, pretrain, text, dialogue, question_answering, translation, summarization, classification, analysis, corpus, study, pod, add_an_objective, add_a_family)}
+CHECKS |= {"continue": continuing, "zh": chinese}
 CHANGING = ("add_an_objective", "add_a_family")  # the pages that change the checkout
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (PAGES / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def test_every_page_is_run_and_led_to():
     """And its links lead somewhere."""
-    found = {os.path.relpath(path, PAGES).removesuffix(".md") for folder in (PAGES, PAGES.parent / "zh") for path in folder.glob("*.md")}
-    assert found == set(CHECKS)
-    for page in CHECKS:
-        for target in re.findall(r"\]\(([^)#]+)\)", (PAGES / f"{page}.md").read_text(encoding="utf-8")):
-            assert (PAGES / page).parent.joinpath(target).is_file(), f"{page}.md: {target}"
+    assert set(PAGES) == set(CHECKS)
+    for page in PAGES.values():
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("page", CHECKS)
