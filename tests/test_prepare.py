@@ -141,6 +141,8 @@ def test_words_of_scripts_with_and_without_spaces():
 
 # Filters.
 
+FIFTH = " ".join(f"a b {''.join(chr(0x4E00 + 8 * n + k) for k in range(8))}" for n in range(5))  # 50 words of one character, a fifth of them in `a b`
+
 
 @pytest.mark.parametrize(
     ("rule", "value", "goes", "stays"),
@@ -157,6 +159,7 @@ def test_words_of_scripts_with_and_without_spaces():
         ("max_duplicate_line_characters", "0.2", "long line\nlong line\nb\nc\nd\ne", "other lines\nb\nb\nc"),
         ("max_top_ngrams", "0.2,0.18", "one two " * 25, " ".join(f"w{n}" for n in range(50))),
         ("max_top_ngrams", "1.0,0.18", "one two three " * 25, "one two " * 24),
+        ("max_top_ngrams", "0.2", f"{FIFTH} a b", FIFTH),
         ("scripts", "han", "mostly latin 天", "天气很好 a"),
         ("scripts", "latin,cyrillic", "天气很好", "Привет and hello"),
     ],
@@ -188,6 +191,22 @@ def test_the_share_of_an_example_decides():
     assert index.found(" ".join(example.split()[:12]), 0.0) is None
     quarters = [" ".join(part.split()[:20]) for part in (example, other)]  # 8 of 28 runs of each: no half of one
     assert index.found(" ".join(quarters), 0.5) is None
+
+
+def test_exactly_the_share_is_enough():
+    text = planted.Words(4)
+    example = text.text(32)  # 20 runs
+    index = contamination.build({"exam": [example]}, ngram=13)
+    ten, nine = (" ".join(example.split()[:count]) for count in (22, 21))
+    assert index.found(ten, 0.5) == "exam" and index.found(nine, 0.5) is None and index.found(nine, 0.0) == "exam"
+
+
+def test_runs_that_examples_share_count_for_each():
+    text = planted.Words(5)
+    shared, one, other = text.text(20), text.text(20), text.text(20)
+    index = contamination.build({"one": [f"{shared} {one}"], "other": [f"{shared} {other}"]}, ngram=13)
+    assert [index.found(f"{shared} {end}", 1.0) for end in (one, other)] == ["one", "other"]
+    assert index.found(shared, 1.0) is None
 
 
 # Records.

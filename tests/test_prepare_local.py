@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from ptm.data import documents, sources
 from ptm.fields import ConfigError
 from ptm.prepare import dataset, local, manifest, parts, reading, stages, trial
 from ptm.prepare import options as options_lib
+from ptm.prepare.pool import Progress
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,27 @@ def test_several_processes_change_nothing(whole, corpus, tmp_path):
     local.prepare(corpus.options(tmp_path, **SMALL), processes=2)
     assert contents(tmp_path) == contents(Path(whole[0].output))
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["1.0.0"], "nothing is left beside it"
+
+
+def test_families_of_documents(tmp_path, in_pieces):
+    """Many that are nearly the same, and more that share a band and are not: whatever one band has found, the others find what is left."""
+    made, rng = planted.Words(7), random.Random(7)
+    texts = []
+    for _ in range(25):
+        family = [made.text(60)]
+        for _ in range(7):
+            family.append(made.changed(rng.choice(family), rng.choice([0.02, 0.05, 0.1, 0.3])))
+        texts += family
+    rng.shuffle(texts)
+    (tmp_path / "x.txt").write_text("\n".join(texts))
+    given = {"source": f"text:{tmp_path}/x.txt", "near_rows": "2", "near_bands": "12", "near_threshold": "0.7", "validation": "0"}
+    options = options_lib.parse({**given, "output": str(tmp_path / "out")})[0]
+    wanted, counts = trial.prepare(trial.documents(options), options, None)
+    assert local.prepare(options, processes=1)["counts"] == counts
+    spec = f"tfds:{local.target(options)}"
+    source = sources.open_source(spec, data=Data(source=(spec,)))
+    assert [source.raw(n)["id"].decode() for n in range(len(source))] == [record["id"] for _, _, record in wanted]
+    assert 50 < counts["removed/near"] < 150
 
 
 def test_what_is_written(whole):
@@ -227,6 +250,34 @@ def test_nothing_is_left(tmp_path):
         local.prepare(options_lib.parse({"source": f"text:{tmp_path}/x.txt", "output": str(tmp_path)})[0], processes=1)
 
 
+def test_a_signal_whose_exception_is_lost_is_heard_between_tasks(corpus, tmp_path, monkeypatch, capsys):
+    real = local._read
+
+    def read(*given):
+        with contextlib.suppress(KeyboardInterrupt):  # as where an object is finalised
+            signal.raise_signal(signal.SIGTERM)
+        return real(*given)
+
+    monkeypatch.setattr(local, "_read", read)
+    assert cli.main(command(corpus, tmp_path, "--processes=1")) == 75
+    assert "start the same command again" in capsys.readouterr().err
+    monkeypatch.setattr(local, "_read", real)
+    assert cli.main(command(corpus, tmp_path, "--processes=1")) == 0
+
+
+def test_progress_is_a_line_of_a_terminal_and_nothing_elsewhere():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, shown in ((io.StringIO(), ""), (Terminal(), "\rreading   [##########..........] 2/4\x1b[K\r\x1b[K")):
+        progress = Progress(stream=stream, clock=lambda: 9.0)
+        progress.show("reading", 2, 4)
+        progress.show("reading", 3, 4)  # too soon
+        progress.close()
+        assert stream.getvalue() == shown
+
+
 # The command line.
 
 
@@ -279,7 +330,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 def test_killed_at_random_moments(tmp_path, long, record_property):
     """With kill -9, the processes that it started included or left behind, and finished by another number of processes."""
     kills = 20 if long else 4
-    tell(record_property, "1. killed: preparation of a corpus", tried=kills)
+    tell(record_property, "1. SIGKILL at random moments: preparation of a corpus", tried=kills)
     corpus = planted.plant(tmp_path, originals=6000)
     arguments = command(corpus, tmp_path / "out", "--processes=2")
     rng, folder = random.Random(0), tmp_path / "out/corpus/1.0.0"
@@ -304,18 +355,57 @@ def test_killed_at_random_moments(tmp_path, long, record_property):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process started for its tasks."""
+    found = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.faults
+def test_a_process_of_several_is_lost(tmp_path, record_property):
+    """As the system ends the one that takes the most memory: it is told, nothing hangs, and the same command goes on."""
+    tell(record_property, "1. SIGKILL of one process of a preparation")
+    corpus = planted.plant(tmp_path, originals=6000)
+    process = start(command(corpus, tmp_path / "out", "--processes=2"))
+    while process.poll() is None and not (tmp_path / "out/corpus/.1.0.0.partial/read/000000").exists():
+        time.sleep(0.01)
+    left = children(process.pid)
+    os.kill(left[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1 and "was ended from outside" in told and "Traceback" not in told
+    assert not any(Path(f"/proc/{child}").exists() for child in left)
+    assert cli.main(command(corpus, tmp_path / "out", "--processes=1")) == 0
+
+
+@pytest.mark.faults
+def test_no_process_outlives_the_first(tmp_path, record_property):
+    tell(record_property, "1. SIGKILL of the first process of a preparation")
+    corpus = planted.plant(tmp_path, originals=6000)
+    process = start(command(corpus, tmp_path / "out", "--processes=2"))
+    while not (tmp_path / "out/corpus/.1.0.0.partial/batches.json").exists():
+        time.sleep(0.01)
+    left = children(process.pid)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.faults
 def test_asked_to_stop(tmp_path, record_property):
-    tell(record_property, "1. killed: preparation of a corpus", tried=2)
+    tell(record_property, "4. SIGTERM, SIGINT: preparation of a corpus", tried=2)
     corpus = planted.plant(tmp_path, originals=6000)
     for number in (signal.SIGTERM, signal.SIGINT):
         output = tmp_path / number.name
         process = start(command(corpus, output, "--processes=2"))
         while process.poll() is None and not (output / "corpus/.1.0.0.partial/batches.json").exists():
             time.sleep(0.01)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal and schedulers do
         _, told = process.communicate(timeout=60)
-        assert process.returncode == 75 and told.strip() == "ptm: interrupted. What is finished is kept; start the same command again."
+        assert process.returncode == 75, told
+        assert told.strip() == "ptm: interrupted. What is finished is kept; start the same command again."
 
 
 # Real text.

@@ -70,7 +70,7 @@ def _lengths(counts: Mapping[str, int]) -> Table:
     for size in range(sizes[0], sizes[-1] + 1) if sizes else ():
         count = counts.get(f"length/{size}", 0)
         rows.append((words(f"{1 << size >> 1:,} to {(1 << size) - 1:,}"), number(count), words("#" * round(40 * count / total))))
-    return table("lengths", "Length of documents", ("characters", "documents", ""), rows)
+    return table("lengths", "Length of documents", ("characters", "documents", "share"), rows)
 
 
 def _rules(counts: Mapping[str, int], options: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptm.fields import ConfigError
-from ptm.prepare import card, local, manifest, reading, sketch, trial
+from ptm.prepare import card, local, manifest, pool, reading, sketch, trial
 from ptm.prepare.options import Options, Running
 from ptm.report import text
 
@@ -69,16 +69,19 @@ def _try(options: Options, limit: int) -> tuple[int, str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM as an interruption, as SIGINT is one."""
+    """SIGTERM and SIGINT as interruptions: at once, and again between two tasks, since an exception that is raised where an object is finalised is lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
+        pool.stopping.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        pool.stopping.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -76,6 +76,7 @@ def prepare(options: Options, *, processes: int, progress: Progress | None = Non
         found = manifest.read(folder)
         manifest.require_same(found, made_from, where=str(folder))
         manifest.check(folder, found)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was lost just after the folder got its name
         return found
     with lock.hold(partial):
         manifest.require_begun(partial / manifest.BEGUN, made_from, where=str(partial))
@@ -105,8 +106,8 @@ def _stages(options: Options, folder: Path, pool: Pool, index: Index | None, mad
         (folder / name).mkdir(exist_ok=True)
     counts, bad = _read_all(options, folder, pool)
     parts = Parts(_stems(folder))
-    counts += _remove_exact(options, folder, pool, parts)
-    counts += _remove_near(options, folder, pool, parts)
+    counts.update(_remove_exact(options, folder, pool, parts))
+    counts.update(_remove_near(options, folder, pool, parts))
     shards, kept = _write_all(options, folder, pool, parts)
     found = manifest.content(made_from, counts=summary.total([counts, *kept]), short=index.too_short() if index else {}, bad=bad, shards=shards)
     dataset.describe(folder / "dataset", shards, options)
@@ -123,25 +124,25 @@ def _read_all(options: Options, folder: Path, pool: Pool) -> tuple[collections.C
     listed = folder / "batches.json"
     if not listed.exists():
         whole = reading.units(options)
-        parts = dict(pool.run("listing", _cut, ((number, unit) for number, unit in enumerate(whole))))
-        atomic.write(listed, json.dumps(_batches([unit for number in range(len(whole)) for unit in parts[number]])))
+        together = -(-len(whole) // 1000)  # most files are small, and looked at in no time
+        tasks = ((start, whole[start : start + together]) for start in range(0, len(whole), together))
+        cut = dict(pool.run("listing", _cut, tasks))
+        atomic.write(listed, json.dumps(_batches([unit for start in sorted(cut) for unit in cut[start]])))
     batches = [[Unit(*unit) for unit in batch] for batch in untrusted.read_json(listed)]
-    left = [(number, batch) for number, batch in enumerate(batches) if not _batch(folder, number).exists()]
-    found, seen = collections.Counter(), 0
-    for number in sorted({*range(len(batches))} - {number for number, _ in left}):
-        seen += len(_told(_batch(folder, number))["bad"])
+    places = [_batch(folder, number) for number in range(len(batches))]
+    left = [(number, batch) for number, batch in enumerate(batches) if not places[number].exists()]
+    seen = sum(len(_told(place)["bad"]) for place in places if place.exists())
     for told in pool.run("reading", _read, left, done=len(batches) - len(left)):
         for id, reason in told["bad"]:
             _log.warning("skipped %s: %s", id, reason)
         seen += len(told["bad"])
         if seen > options.max_bad_records:
             break
+    found: collections.Counter[str] = collections.Counter()
     bad: list[list[str]] = []
-    for number in range(len(batches)):
-        if _batch(folder, number).exists():
-            told = _told(_batch(folder, number))
-            found.update(told["counts"])
-            bad += told["bad"]
+    for told in (_told(place) for place in places if place.exists()):
+        found.update(told["counts"])
+        bad += told["bad"]
     stages.require_few(bad, options)
     return found, bad
 
@@ -171,8 +172,8 @@ def _stems(folder: Path) -> list[Path]:
     return sorted(path.with_suffix("") for path in (folder / "read").glob("*/*.text"))
 
 
-def _cut(number: int, unit: Unit) -> tuple[int, list[Unit]]:
-    return number, reading.cut(unit, _job.options)
+def _cut(start: int, units: Sequence[Unit]) -> tuple[int, list[Unit]]:
+    return start, [part for unit in units for part in reading.cut(unit, _job.options)]
 
 
 def _read(number: int, units: Sequence[Unit]) -> dict[str, Any]:

@@ -15,22 +15,24 @@ from typing import Any, TextIO
 
 from ptm.fields import StorageError
 
+stopping = threading.Event()  # set where the process was asked to stop
+
 
 class Progress:
     """One line on a terminal that is rewritten; elsewhere nothing."""
 
     def __init__(self, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
         self._stream, self._clock = stream or sys.stderr, clock
-        self._live, self._last, self._width = self._stream.isatty(), 0.0, 0
+        self._live, self._last = self._stream.isatty(), 0.0
 
-    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+    def show(self, stage: str, done: int, total: int) -> None:
         """Shows that `done` of `total` tasks of a stage are finished."""
         now = self._clock()
         if not self._live or now - self._last < 0.1 and 0 < done < total:
             return
         self._last = now
         filled = 20 * done // total if total else 20
-        self._stream.write(f"\r{stage:<9} [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{total:,} {note}"[:120] + "\x1b[K")
+        self._stream.write(f"\r{stage:<9} [{'#' * filled}{'.' * (20 - filled)}] {done:,}/{total:,}\x1b[K")
         self._stream.flush()
 
     def close(self) -> None:
@@ -52,14 +54,16 @@ class Pool:
             context = multiprocessing.get_context("spawn")  # forks would share the threads of libraries
             self._executor = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(prepare, given))
 
-    def run(self, stage: str, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], *, total: int | None = None, done: int = 0) -> Iterator[Any]:
-        """What the function gives for each task, as they are finished; `done` of `total` were finished before."""
+    def run(self, stage: str, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], *, done: int = 0) -> Iterator[Any]:
+        """What the function gives for each task, as they are finished; `done` others were finished before."""
         tasks = list(tasks)
-        total = len(tasks) + done if total is None else total
+        total = len(tasks) + done
         self._progress.show(stage, done, total)
         try:
             for number, result in enumerate(self._results(function, tasks), done + 1):
                 self._progress.show(stage, number, total)
+                if stopping.is_set():
+                    raise KeyboardInterrupt
                 yield result
         except BrokenProcessPool:
             raise StorageError(
@@ -85,14 +89,15 @@ class Pool:
         """Ends the processes, at once where they are at work."""
         if self._executor is not None:
             for worker in set(multiprocessing.active_children()) - self._others:
-                worker.terminate()
+                worker.kill()
             self._executor.shutdown(cancel_futures=True)
         self._progress.close()
 
 
 def _start(prepare: Callable[..., None], given: tuple[Any, ...]) -> None:
-    """In a new process: signals of a terminal are the parent's affair, and nothing goes on without it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a new process: signals that a terminal or a scheduler gives to all are the parent's affair, and nothing goes on without it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()
     prepare(*given)
 
