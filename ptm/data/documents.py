@@ -131,7 +131,9 @@ def _require_fitting(source: Source, tokenizer: Tokenizer, *, cut: bool) -> None
             " Set tokenizer.kind and tokenizer.path as --tokenizer of `ptm prepare` was, or leave tokens out of data.columns."
         )
     if cut:
-        raise ConfigError("data.holdout_by=tail cuts texts, and token ids of data.columns are those of whole ones; set data.validation_source, or data.holdout_by=document.")
+        raise ConfigError(
+            "data.holdout_by=tail cuts texts, and token ids of data.columns are those of whole ones; set data.validation_source, or data.holdout_by=document."
+        )
 
 
 def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
