@@ -106,7 +106,7 @@ class Data:
         doc="FORMAT:PATH, ...: text, jsonl, json, csv, tsv, parquet, conll, squad, parallel, chat, array_record, tfds, python_docs (what every Python has); of benchmarks"
         " multirc, record, wsc, cluewsc, csl, chid, c3; also .gz and archive.zip/MEMBER.",
     )
-    weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing; empty = all equal.")
+    weights: tuple[float, ...] = field((), low=0.0, doc="Share of drawn documents per source, before packing, in blocks of 1,024; empty = all equal. weight_schedule=0=W:W:... keeps closer to them.")
     temperature: float | None = field(
         None, low=0.0, doc="Weights of the sources as their number of records to the power 1/temperature (Conneau et al. 2020, section 3.1); None = `weights`."
     )
