@@ -160,10 +160,10 @@ def test_killed_and_started_again(tmp_path):
 
 
 @needs_beam
-@pytest.mark.parametrize("given", [{"max_bad_records": "4"}, {"max_bad_records": "0"}])
-def test_too_many_bad_records_are_told(corpus, tmp_path, given):
-    with pytest.raises(ConfigError, match=f"more than --max_bad_records={given['max_bad_records']} records cannot be read: 0/c.jsonl:"):
-        builder.prepare(corpus.options(tmp_path, **given), [])
+@pytest.mark.parametrize(("most", "runner"), [(4, "in memory"), (0, "in memory"), (0, "portable")])
+def test_too_many_bad_records_are_told(corpus, tmp_path, most, runner):
+    with pytest.raises(ConfigError, match=f"^more than --max_bad_records={most} records cannot be read: 0/c.jsonl:.*raise --max_bad_records.$"):
+        builder.prepare(corpus.options(tmp_path, max_bad_records=str(most)), RUNNERS[runner])
 
 
 @needs_beam
@@ -174,7 +174,7 @@ def test_nothing_left_is_told(corpus, tmp_path):
 
 @needs_beam
 def test_into_a_store(corpus, tmp_path, monkeypatch):
-    """Of a store a name is enough: files are put there whole, and no lock is asked for."""
+    """From a store and into one: files are put there whole, and no lock is asked for."""
     from fsspec.implementations.memory import MemoryFileSystem
 
     class Store(MemoryFileSystem):
@@ -186,11 +186,18 @@ def test_into_a_store(corpus, tmp_path, monkeypatch):
             return "/" + path.removeprefix("s3://").strip("/")
 
     monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "s3", Store)
-    options, other = corpus.options("s3://bucket/made", **SMALL), corpus.options(tmp_path, **SMALL)
-    found = builder.prepare(options, [])
-    assert found == local.prepare(other, processes=1) == builder.prepare(options, [])
-    assert {Path(path).name: entry.getvalue() for path, entry in Store.store.items()} == content(local.target(other))
-    assert all(path.startswith("/bucket/made/corpus/1.0.0/") for path in Store.store)
+    for path in corpus.folder.iterdir():
+        Store().pipe(f"s3://bucket/texts/{path.name}", path.read_bytes())
+    of_store = {"source": corpus.source.replace(str(corpus.folder), "s3://bucket/texts")}
+    options, other = corpus.options("s3://bucket/made", **SMALL, **of_store), corpus.options(tmp_path, **SMALL)
+    found, wanted = builder.prepare(options, []), local.prepare(other, processes=1)
+    assert found == builder.prepare(options, []), "what is finished is found"
+    assert (found["shards"], found["counts"], found["bad"]) == (wanted["shards"], wanted["counts"], wanted["bad"])
+    made = {path: entry.getvalue() for path, entry in Store.store.items() if "/texts/" not in path}
+    assert all(path.startswith("/bucket/made/corpus/1.0.0/") for path in made)
+    assert {Path(path).name: entry for path, entry in made.items() if "array_record" in path or "features" in path or "info" in path} == {
+        name: entry for name, entry in content(local.target(other)).items() if "manifest" not in name and "card" not in name
+    }
 
 
 @needs_beam

@@ -140,10 +140,11 @@ def _run(options: Options, folder: Path, download_config: Any) -> dict[str, Any]
         with apache_beam.Pipeline(runner=download_config.beam_runner, options=download_config.beam_options) as root:
             beam.build(root, options, place)
     except Exception as error:  # each runner has its own; what a stage raised is in its text, if anywhere
-        told = re.findall(r"ConfigError: (.+?)(?:\\n|\n| \[while running|$)", str(error))
-        if isinstance(error, ConfigError) or told:
-            raise ConfigError(told[-1] if told else str(error)) from None
-        last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        text = re.sub(r" \[while running '[^']*'\]", "", str(error))
+        told = [text] if isinstance(error, ConfigError) else re.findall(r"ConfigError: (.+?)(?:\\n|\n|$)", text)
+        if told:
+            raise ConfigError(told[-1]) from None
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
         raise StorageError(f"the pipeline failed: {last[:500]}. Finished shards are kept: start the same command again.") from error
     result = untrusted.json_of((folder / beam.RESULT).read_text())
     stages.require_few(result["bad"], options)
