@@ -80,10 +80,13 @@ def _rules(counts: Mapping[str, int], options: Mapping[str, Any]) -> Table:
     rows = []
     for rule in order:
         count = found.get(rule, 0)
-        on = options.get(rule, True) not in (None, [], False)
-        if on or count:
-            limit = fields.unparse(options[rule]) if rule in FILTERS else MEANT.get(rule, "examples of an evaluation set")
-            rows.append((words(rule), words(limit), number(count), number(100 * count / read if read else None, decimals=2)))
+        if rule not in FILTERS:
+            limit = MEANT.get(rule, "examples of an evaluation set")
+        elif count or options[rule] not in (None, [], False):
+            limit = fields.unparse(options[rule])
+        else:
+            continue
+        rows.append((words(rule), words(limit), number(count), number(100 * count / read if read else None, decimals=2)))
     return table(
         "rules", "Rules, in the order in which they are tried", ("rule", "limit", "documents removed", "% of those read"), rows,
         note="A document counts for the first rule that removes it.",
