@@ -21,7 +21,7 @@ SHOWN = {
     ".py": "python", ".md": "markdown", ".ini": "ini", ".cfg": "ini", ".toml": "toml", ".sh": "bash", ".yml": "yaml", ".jsonl": "json", ".cff": "yaml", "": "text",
 }  # fmt: skip
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"  # sources would be found in place of what is said of them
-FIRST = "---\nsearch:\n  boost: 3\n---\n\n"  # who searches for a key wants what it means
+FIRST = ("reference/", "troubleshooting.md")  # who searches for a key or a message wants what it means
 _log = logging.getLogger("mkdocs.hooks")
 
 
@@ -93,7 +93,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if (ROOT / path).is_file():
             add(src_uri, (ROOT / path).read_text(encoding="utf-8"))
     for src_uri, text in reference.pages().items():
-        add(src_uri, FIRST + text)
+        add(src_uri, text)
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         add(file.src_uri.replace(".ipynb", ".md"), _notebook(Path(file.abs_src_path)))
     todo = list(pages)
@@ -106,6 +106,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri.startswith(FIRST):
+        page.meta["search"] = {"boost": 3}
     plain = links.CODE.sub(
         lambda code: code.group() if "\n" in code.group() else code.group().replace(r"\|", "|"), markdown
     )  # a Git host wants the | of code in tables escaped

@@ -17,7 +17,7 @@ from ptm import config, fields, registry
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-SUITES = ("slow", "faults", "runs", "parity", "hosts", "slurm", "browser", "plan", "docs")
+SUITES = ("slow", "faults", "runs", "parity", "hosts", "slurm", "browser", "plan", "docs", "beam")
 LEAST = 14  # characters of a message that the code must say literally
 
 
@@ -191,6 +191,8 @@ def suites(file: str) -> dict[str, set[str]]:
     for node in module.body:
         if isinstance(node, ast.Assign):
             named[ast.unparse(node.targets[0])] = marks(node.value)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("test_"):
+            named[node.name] = marks(node)  # a decorator
     whole = named["pytestmark"] if "pytestmark" in named else set()
     runs = {entry.partition("::")[2].partition("[")[0] for entry in conftest.RUNS if entry.startswith(Path(file).name)}
     functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
@@ -205,7 +207,7 @@ def test_tests_that_are_named_are_there():
         for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", tests):
             assert name in suites(file), f"{file}::{name}"
             assert set(re.findall(r"`(\w+)`", suite)) <= suites(file)[name], f"{file}::{name} is in {suites(file)[name]}"
-            assert suite or not suites(file)[name] & {"faults", "parity", "hosts", "docs", "browser"}, f"{file}::{name} is in {suites(file)[name]}"
+            assert suite or not suites(file)[name] & {"faults", "parity", "hosts", "docs", "browser", "beam"}, f"{file}::{name} is in {suites(file)[name]}"
 
 
 # Figures.
