@@ -1,4 +1,4 @@
-"""docs/start.md and the pages of docs/tutorials: their commands, in order and as they stand, but with few steps of small models.
+"""docs/start.md and the pages of docs/tutorials: their commands, in order and as they stand, but with few steps of small models and few seeds.
 
 Blocks of the language `bash` are run; blocks of `sh` need models or data from elsewhere, and of those it is only checked that their recipes, flags and keys exist.
 """
@@ -19,18 +19,20 @@ from ptm import cli
 ROOT = Path(__file__).parent.parent
 PAGES = {path.stem: path for path in (ROOT / "docs/start.md", *sorted((ROOT / "docs/tutorials").glob("*.md")))}
 PAGES["zh"] = ROOT / "docs/zh/bert.md"
-# `ptm` of the pages: what is trained gets a few steps, and what begins from nothing is small. The first run of runs/my-bert ends early, as if it had been
+# `ptm` of the pages: what is trained gets a few steps, what begins from nothing is small, and seeds are two. The first run of runs/my-bert ends early, as if it had been
 # interrupted.
 PTM = f"""#!/usr/bin/env bash
 set -euo pipefail
 more=(--config.train.steps=4 --config.schedule.warmup_steps=1)
 case "$*" in
   *runs/my-bert) [ -e runs/my-bert ] || more[0]=--config.train.steps=2 ;;
+  *--seeds=5*) more+=(--seeds=2) ;;
 esac
 case "$*" in
   train*,tiny*) more=() ;;
   train*configs/quickstart.py*) more+=(--config.model.num_layers=1 --config.model.width=32 --config.model.num_heads=2) ;;
   train*) ;;
+  study*) more=(); sed -i "s/range(5)/range(2)/; s/: 100,/: 4,/; s/: 10,/: 1,/" "$2" ;;
   *) more=() ;;
 esac
 exec "{sys.executable}" -m ptm.cli "$@" "${{more[@]}}"
@@ -100,6 +102,15 @@ def pretrain(folder: Path, said: list[dict]) -> None:
     assert (run / "report.html").is_file() and (folder / "runs/my-labels/report.html").is_file()
 
 
+def compare(folder: Path, said: list[dict]) -> None:
+    assert json.loads((folder / "runs/subjects/seeds.json").read_text())["metrics"]["dev/accuracy"]["n"] == 2
+    study = folder / "runs/subjects-study"
+    assert sorted(str(path.parent.relative_to(study)) for path in study.glob("*/*/*/metrics.jsonl")) == [
+        f"{arm}/seed{seed}/tune" for arm in ("from_scratch", "pretrained") for seed in (0, 1)
+    ]
+    assert (study / "report.html").is_file() and (folder / "runs/subjects/report.html").is_file()
+
+
 def continuing(folder: Path, said: list[dict]) -> None:
     before, after = (row["pseudo_perplexity/loss"] for row in said[:2])
     assert before > 0 and after > 0 and (folder / "models/notes-bert/model.safetensors").is_file()
@@ -109,7 +120,11 @@ def continuing(folder: Path, said: list[dict]) -> None:
 
 def study(folder: Path, said: list[dict]) -> None:
     page = (folder / "runs/dropout/report.html").read_text(encoding="utf-8")
-    assert "dropout 0.2" in page and "http://" not in page.replace("http://www.w3.org", "") and any("tabular" in path.read_text() for path in (folder / "runs/dropout").glob("*.tex"))
+    assert (
+        "dropout 0.2" in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+        and any("tabular" in path.read_text() for path in (folder / "runs/dropout").glob("*.tex"))
+    )
 
 
 def pod(folder: Path, said: list[dict]) -> None:
@@ -138,7 +153,13 @@ def chinese(folder: Path, said: list[dict]) -> None:
     assert (folder / "runs/zh-bert/report.html").is_file()
 
 
-CHECKS = {check.__name__: check for check in (start, pretrain, text, dialogue, question_answering, translation, summarization, classification, analysis, corpus, study, pod, add_an_objective, add_a_family)}
+CHECKS = {
+    check.__name__: check
+    for check in (
+        start, pretrain, compare, text, dialogue, question_answering, translation, summarization, classification, analysis, corpus, study, pod, add_an_objective,
+        add_a_family,
+    )
+}  # fmt: skip
 CHECKS |= {"continue": continuing, "zh": chinese}
 CHANGING = ("add_an_objective", "add_a_family")  # the pages that change the checkout
 
