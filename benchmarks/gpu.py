@@ -8,7 +8,7 @@ float32 parameters, AdamW, the gradient norm clipped at 1, no dropout, the same 
 objectives make examples of them. Ours is the compiled step of a Run (attention `cudnn`), with the next batch put on the device while a step runs, as `ptm
 train` does; peers/torch_pretrain.py has the other side. The two run in turn as processes of their own (A B A B ...); figures are medians.
 
-Utilisation is model FLOPs a second / dense bfloat16 peak (ptm/log.py, MFU and PEAKS): three times those of the forward pass, `Run.forward_flops()`: matrix
+Utilisation is model FLOPs a second / dense bfloat16 peak (ptm/timing.py, MFU and PEAKS): three times those of the forward pass, `Run.forward_flops()`: matrix
 products and attention over all keys, no discount for causal masks, for both sides alike. Before a line is added to benchmarks/results/gpu.jsonl it is checked
 what was measured: that both are the same model (parameters) on the same GPU, of known peak; that both losses begin at ln(vocabulary), about, and fall; that
 the fused kernels ran; that nothing was compiled while the clock ran; that rows are full. What fails is told, and not recorded.
@@ -161,7 +161,7 @@ def faults(found: dict[str, dict[str, Any]], *, about: dict[str, Any], smoke: bo
         if not smoke and not row["compiled"]:
             told.append(f"{side}: it was not compiled")
         if not smoke and about["peak_flops"] is None:
-            told.append(f"{side}: no peak is known of {row['device']}; add it to PEAKS in ptm/log.py")
+            told.append(f"{side}: no peak is known of {row['device']}; add it to PEAKS in ptm/timing.py")
     if abs(found["ptm"]["first_loss"] - found["torch"]["first_loss"]) > 0.3:
         told.append("the two losses begin in different places")
     for key in ("parameters", "device"):
@@ -216,9 +216,9 @@ def compare(task: str, flags: argparse.Namespace, scratch: str) -> tuple[dict[st
 
 def peak_of(device: str) -> float | None:
     """Dense bfloat16 peak of a device, FLOPs a second."""
-    from ptm import log
+    from ptm import timing
 
-    return log.peak_flops(device)
+    return timing.peak_flops(device)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from launch import command, kubernetes, local, slurm, tpu_pod
-from ptm import cli, fields, sections
+from ptm import cli, fields, flags, sections
 from ptm.data.sources import SOURCES
 from ptm.evals import EVALS
 from ptm.log import WRITERS
@@ -154,7 +154,7 @@ def _help(main: Callable[[list[str]], int], *words: str) -> str:
 
 def commands() -> str:
     parts = ["# Commands", "What `--help` of each command prints. Keys of a config are no flags: `--config.SECTION.KEY=VALUE`, see [config](config.md)."]
-    parts += [f"## ptm {name}\n\n{_help(cli.main, name)}" for name in cli.parsers()[1]]
+    parts += [f"## ptm {name}\n\n{_help(cli.main, name)}" for name in flags.parsers()[1]]
     parts += [f"## python -m {module.__name__}\n\n{_help(functools.partial(command.main, module.LAUNCHER))}" for module in (local, slurm, kubernetes, tpu_pod)]
     return "\n\n".join(parts)
 

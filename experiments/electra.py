@@ -49,7 +49,7 @@ def _stages(scale: str, overrides: Mapping[str, Any]) -> tuple[Stage, ...]:
 
 
 def _flops(scale: str, objective: rtd.Config | mlm.Config) -> float:
-    """FLOPs of a row's forward pass, of the generator too, as ptm.log counts them."""
+    """FLOPs of a row's forward pass, of the generator too, as ptm.timing counts them."""
     made = registry.resolve(recipe.load(f"{RECIPES}:electra,{scale}"))
     size = {"vocab_size": made.tokenizer.vocab_size}
     lengths = objective.lengths(made.data.length)

@@ -13,7 +13,7 @@ import jax
 
 from ptm import compiles as compiles_lib
 from ptm import config as config_lib
-from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, saved, specs, teacher, watchdog
+from ptm import describe, evals, fields, hosts, interrupts, labels, lock, parallel, registry, saved, specs, teacher, timing, watchdog
 from ptm import log as log_lib
 from ptm import run as run_lib
 from ptm import state as state_lib
@@ -112,7 +112,7 @@ def train(
                 counted, names, seconds = zip(*hosts.gather([counts, socket.gethostname(), clocks.get("host_seconds", 0.0)]))
                 log.metrics(done, loader.stats(counted) | values | {"skipped": float(skips > 0)})
                 speed, (slowest, slow) = _speed(run if len(run.starts) == 1 else run.at(done - 1), timer.step_time), peers.look(names, seconds, timer.step_time)
-                log.timing(done, speed | clocks | slowest | compiles.totals() | log_lib.memory())
+                log.timing(done, speed | clocks | slowest | compiles.totals() | timing.memory())
                 if slow:
                     progress.message(slow)
                 progress.update(done, loss=values["loss"], tokens_per_second=speed.get("tokens_per_second"), step_time=timer.step_time)
@@ -146,7 +146,7 @@ def train(
         if start < steps:
             evals.require(run)  # an empty split, say, is refused now, not at the first evaluation
         note_compiles(start, "start")
-        timer, waits, peers = log_lib.StepTimer(), log_lib.Waits(), log_lib.Peers()
+        timer, waits, peers = timing.StepTimer(), timing.Waits(), timing.Peers()
         profile = stack.enter_context(_profile(config.log.profile if primary else (), workdir))
         watched = stack.enter_context(watchdog.watch(config.train, workdir / f"hang-{jax.process_index()}.txt", progress.message))
         done = start
@@ -262,7 +262,7 @@ def _speed(run: Run, step_time: float | None) -> dict[str, float]:
     if step_time is None:
         return {}
     device = run.layout.mesh.devices.flat[0].device_kind
-    return log_lib.throughput(step_time, tokens=run.tokens_per_step(), forward_flops=run.forward_flops(), device_kind=device, devices=run.layout.mesh.size)
+    return timing.throughput(step_time, tokens=run.tokens_per_step(), forward_flops=run.forward_flops(), device_kind=device, devices=run.layout.mesh.size)
 
 
 def _first_step(seconds: float, compiled: dict[str, float]) -> str:

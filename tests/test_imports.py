@@ -21,7 +21,7 @@ tree sections processes lock saved
 config
 recipe
 parallel text log metrics lora hosts compiles
-nn data optim interrupts watchdog
+nn data optim interrupts watchdog timing
 models
 generate checkpoint hf
 objectives
@@ -35,6 +35,7 @@ train evaluate convert predict analyze harness submission plan
 seeds study
 report
 prepare
+flags
 cli
 """
 
@@ -80,6 +81,7 @@ BARRED = {
 EXTRA = {"ptm/harness.py": ("lm_eval", "tqdm"), "ptm/prepare/beam.py": ("apache_beam",), "ptm/prepare/builder.py": ("apache_beam",)}
 # Imports inside functions, each for a reason that its file gives: a usage error must not wait for JAX, nor `import ptm`; one format is slow to load.
 LATE = {
+    "ptm/flags.py": {"ptm.config"},
     "ptm/cli.py": {"ptm.config", "ptm.recipe", "ptm.registry", "ptm.run", "ptm.samples", "ptm.train", "ptm.seeds", "ptm.evaluate", "ptm.convert", "ptm.adopt", "ptm.analyze", "ptm.submission", "ptm.predict.tasks", "ptm.plan.command", "ptm.prepare.command", "ptm.study.runner", "ptm.report.command", "ptm.hosts"},
     "ptm/analysis/pictures.py": {"matplotlib.backends.backend_agg", "matplotlib.figure"},
     "ptm/__init__.py": {"ptm.weights"},

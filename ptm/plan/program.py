@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptm import log as log_lib
 from ptm import run as run_lib
-from ptm import tree
+from ptm import timing, tree
 from ptm.fields import ConfigError
 from ptm.objectives import distillation
 from ptm.plan import hlo
@@ -96,7 +95,7 @@ def compile_step(run: Run, topology: Topology, devices: Devices, *, compiler_opt
         "state_total": sum(_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)),
         "state": sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(state)),
         "tokens": run.tokens_per_step(), "steps": config.train.steps, "model_flops": 3 * run.forward_flops() / layout.mesh.size,
-        "peak_flops": None if topology.platform == "cpu" or devices.note else log_lib.peak_flops(devices.devices[0].device_kind),
+        "peak_flops": None if topology.platform == "cpu" or devices.note else timing.peak_flops(devices.devices[0].device_kind),
     }  # fmt: skip
     began = time.monotonic()
     with _compiler_log() as said:

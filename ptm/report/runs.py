@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm import config as config_lib
-from ptm import fields, log, registry, statistics
+from ptm import fields, log, registry, statistics, timing
 from ptm.fields import ConfigError
 from ptm.report import reading
 from ptm.report.document import NOTHING, Cell, Chart, Document, Note, Series, Table, chart, document, interval, note, number, table, thinned, unique, words
@@ -205,7 +205,7 @@ def throughput(runs: Mapping[str, Files]) -> list[Table]:
         values = [max((value for _, value in run.timed(key)), default=None) for run in runs.values()]
         if any(value is not None for value in values):
             rows.append((words(label), *(number(None if value is None else value / unit, decimals=0 if key == "compiles" else 2) for value in values)))
-    return [table("throughput", "Throughput", ("what", *runs), rows, note=log.MFU if any(run.timed("mfu") for run in runs.values()) else "")] if rows else []
+    return [table("throughput", "Throughput", ("what", *runs), rows, note=timing.MFU if any(run.timed("mfu") for run in runs.values()) else "")] if rows else []
 
 
 def _clocks(runs: Mapping[str, Files]) -> list[Chart]:
