@@ -83,6 +83,18 @@ def test_sizes_of_parts_change_nothing(whole, corpus, tmp_path, in_pieces):
     assert contents(tmp_path) == contents(Path(whole[0].output))
 
 
+def test_parts_keep_their_order_whatever_their_number(corpus, tmp_path, monkeypatch):
+    """A compressed file is one unit, and may have more parts than four digits count."""
+    monkeypatch.setattr(parts, "PART_ROWS", 1)
+    with parts.Writer(tmp_path, corpus.options(tmp_path)) as writer:
+        writer._count = 9_998
+        writer._start()
+        for number in range(4):
+            writer.add(f"{number}", f"text {number}")
+    stems = sorted(path.with_suffix("") for path in tmp_path.glob("*.text") if path.stat().st_size)
+    assert [parts.Part(stem).id(0) for stem in stems] == ["0", "1", "2", "3"]
+
+
 def test_several_processes_change_nothing(whole, corpus, tmp_path):
     local.prepare(corpus.options(tmp_path, **SMALL), processes=2)
     assert contents(tmp_path) == contents(Path(whole[0].output))

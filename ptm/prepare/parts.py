@@ -44,7 +44,7 @@ class Writer:
         self._start()
 
     def _start(self) -> None:
-        self._stem = self._folder / f"{self._count:04d}"
+        self._stem = self._folder / f"{self._count:08d}"  # sorted by name they are in order
         self._rows: list[tuple[int, int, int, bool]] = []
         self._digests: list[bytes] = []
         self._end = self._id_end = 0
