@@ -7,8 +7,10 @@ to the page of the site that shows the file: a Markdown file as it is, any other
 import json
 import logging
 import posixpath
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # launch/ is no installed package, and `mkdocs` does not look into the folder that it is called in
 import links
 import reference
 from mkdocs.config.defaults import MkDocsConfig
