@@ -235,7 +235,7 @@ def whole(tmp_path_factory, text):
 
 
 @several
-@pytest.mark.parametrize("kind", ["concat", pytest.param("mlm", marks=pytest.mark.slow), "memory", pytest.param("spans", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("concat", "mlm", "spans"))])
 def test_four_devices(kind, whole):
     """In two processes or four the same bits; in one process the devices' sums are added in another order, and nothing else differs."""
     two, four, one = whole(kind, 2, 2), whole(kind, 4, 1), whole(kind, 1, 4)
@@ -426,7 +426,10 @@ def test_tokenizer_is_trained_once(text, tmp_path):
 
 
 @several
-@pytest.mark.parametrize("recipe", ["text.py:classify", "ner.py:conll2003", "squad.py:squad2", "summarization.py:aeslc", "superglue.py:copa"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["text.py:classify", "squad.py:squad2", "summarization.py:aeslc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ner.py:conll2003", "superglue.py:copa"))],
+)
 def test_answers(recipe, tmp_path):
     """Evaluation of two processes in the loop and by itself: metrics and predictions of one process with two devices, whole, in order, written once."""
     command = ("train", f"--config={ROOT / 'configs/finetune'}/{recipe},tiny", "--config.train.steps=2", "--config.schedule.warmup_steps=1")
