@@ -158,7 +158,7 @@ class Columns:
         for field, column in self.used:
             if column not in known and column.partition(".")[0] not in known:
                 has = ", ".join(str(other)[:NAME_SHOWN] for other in known)
-                told = f"it has: {has}.{fields.nearest(column, known)}{hint}"
+                told = f"it has: {has}. Name the one that is meant, {field}=COLUMN.{fields.nearest(column, known)}{hint}"
                 raise ConfigError(f"data.columns maps {field} to column '{column}', which {name} does not have; {told}")
 
     def read(self, raw: Mapping[str, Any], *, optional: Collection[str] = ()) -> dict[str, Any]:
