@@ -5,7 +5,7 @@ import math
 import pytest
 from reports import BOTH, CLEAR, COMMIT, NASTY, decay, entries, ordering, session, study, workdir
 
-from ptm import cli, log
+from ptm import cli, log, statistics
 from ptm.report import compare, page, reading, runs
 from ptm.report.document import Note
 
@@ -54,6 +54,26 @@ def test_several_runs_and_seeds(tmp_path, capsys):
     assert [series.name for series in loss.series] == ["all/seed0", "all/seed1", "all/seed2", "other"]
     assert cli.main(["report", str(tmp_path / "all/seed0"), str(tmp_path / "other")]) == 0
     assert "written to" not in capsys.readouterr().out and not (tmp_path / "all/seed0/report.html").exists()
+
+
+def test_seeds_of_several_settings_are_paired(tmp_path):
+    """Each setting over its seeds, beside the first one; one that has a single seed is no ground for a test."""
+    for name, values in (("fresh", (1.0, 2.0, 3.0)), ("tuned", (1.5, 2.4, 3.6)), ("other", (1.1, 2.0, 3.2))):
+        for seed, value in enumerate(values):
+            workdir(tmp_path / f"{name}/seed{seed}", changes={"seed": seed, "init": name}, finals={"validation/loss": value}, curve=decay(4.0, value))
+
+    def seeds(*names):
+        made = runs.report(runs.found_runs([str(tmp_path / name) for name in names]))
+        return [table for table in made.tables if table.name == "seeds"]
+
+    [two], [three] = seeds("fresh", "tuned"), seeds("fresh", "tuned", "other")
+    assert two.columns[1] == "setting" and [row[1].text for row in three.rows] == ["fresh", "tuned", "other"]
+    base, tuned = ([cell.value for cell in row] for row in two.rows)
+    assert base[2:4] == [3, 2.0] and base[6:] == [None] * 5
+    expected = statistics.paired([0.5, 0.4, 0.6])
+    assert tuned[6] == 3 and tuned[7] == pytest.approx(0.5) and tuned[9] == tuned[10] == pytest.approx(expected.p) and expected.p < 0.02
+    assert three.rows[1][10].value == pytest.approx(2 * expected.p), "corrected for two comparisons"
+    assert not seeds("fresh", "tuned/seed0")
 
 
 def test_seeds_without_a_finite_value(tmp_path):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ptm.statistics import Comparison
+
 NONE = "–"  # a cell without a value
 LONGEST = 600  # characters of a cell
 POINTS = 600  # of a curve that is drawn
@@ -68,6 +70,19 @@ def interval(pair: tuple[float, float] | None, *, decimals: int | None = None, s
     if pair is None:
         return dataclasses.replace(NOTHING, ends=(None, None))
     return Cell(" to ".join(shown(end, decimals=decimals, sign=sign) for end in pair), pair[0], ends=pair)
+
+
+def probability(p: float | None) -> Cell:
+    """A cell of a p value."""
+    return NOTHING if p is None else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+
+
+def difference(found: Comparison | None, *, decimals: int | None = None) -> tuple[Cell, Cell, Cell, Cell]:
+    """Pairs, mean difference, its interval, p."""
+    if found is None:
+        return number(0), NOTHING, NOTHING, NOTHING
+    told = found.difference
+    return number(told.n), number(told.mean, decimals=decimals, sign=True), interval(told.interval, decimals=decimals, sign=True), probability(found.p)
 
 
 def decimals_for(means: Iterable[float], sds: Iterable[float | None]) -> int:

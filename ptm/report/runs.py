@@ -11,7 +11,26 @@ from ptm import config as config_lib
 from ptm import fields, log, registry, statistics, timing
 from ptm.fields import ConfigError
 from ptm.report import reading
-from ptm.report.document import NOTHING, Cell, Chart, Document, Note, Series, Table, chart, document, interval, note, number, table, thinned, unique, words
+from ptm.report.document import (
+    NOTHING,
+    Cell,
+    Chart,
+    Document,
+    Note,
+    Series,
+    Table,
+    chart,
+    difference,
+    document,
+    interval,
+    note,
+    number,
+    probability,
+    table,
+    thinned,
+    unique,
+    words,
+)
 from ptm.report.reading import Files
 
 FIRST = 12  # charts that are shown at once; others are closed on the page
@@ -156,13 +175,12 @@ def _several(runs: Mapping[str, Files]) -> Document:
     versions = list(dict.fromkeys(version for run in runs.values() for version in reading.code(run.history)))
     if len(versions) > 1:
         states.append(note(f"The runs were made with {len(versions)} versions of the code: {', '.join(map(reading.code_shown, versions))}.", "warning"))
-    over_seeds = _over_seeds(runs) if told == ["seed"] else []
     finished = sum(run.finished for run in runs.values())
     return document(
         f"{len(runs)} runs: {', '.join(list(runs)[:4])}{', ...' if len(runs) > 4 else ''}",
         f"{finished} of {len(runs)} runs finished.",
         {
-            "Results": [*states, *over_seeds, *_finals(runs)],
+            "Results": [*states, *_over_seeds(runs), *_finals(runs)],
             "What differs": config,
             "Curves": together({name: run.curves for name, run in runs.items()}, runs),
             "Throughput": [*throughput(runs), *_clocks(runs)],
@@ -171,16 +189,43 @@ def _several(runs: Mapping[str, Files]) -> Document:
     )
 
 
+def _settings(runs: Mapping[str, Files]) -> dict[str, dict[int, Files]]:
+    """Runs that differ in their seed alone are one setting: its name, the part that all of their names begin with, and its runs by seed."""
+    found: dict[str, dict[int, str]] = {}
+    for name, run in runs.items():
+        found.setdefault(json.dumps({key: value for key, value in run.flat.items() if key != "seed"}, sort_keys=True), {})[run.config["seed"]] = name
+    names = [os.path.commonpath(list(seeds.values())) or next(iter(seeds.values())) for seeds in found.values()]
+    names = names if len(set(names)) == len(names) else [next(iter(seeds.values())) for seeds in found.values()]
+    return {name: {seed: runs[run] for seed, run in seeds.items()} for name, seeds in zip(names, found.values())}
+
+
 def _over_seeds(runs: Mapping[str, Files]) -> list[Table]:
-    """Runs that differ in their seed alone are one setting."""
-    rows, finished = [], [run.finals for run in runs.values() if run.finished]
-    for key in dict.fromkeys(key for finals in finished for key in finals):
-        values = [finals[key] for finals in finished if key in finals and math.isfinite(finals[key])]
-        if values:
-            found = statistics.summary(values)
-            rows.append((words(key), number(found.n), number(found.mean), number(found.sd), interval(found.interval)))
-    reads = "The runs differ in their seed alone. sd (n - 1) and interval of the mean (Student's t) over the finite values (n) of the finished ones."
-    return [table("seeds", "Over seeds", ("metric", "n", "mean", "sd", "95 % interval"), rows, note=reads)] if rows else []
+    """Each setting over its seeds, and how it differs from the first one, seed by seed."""
+    settings = _settings(runs)
+    if any(len(seeds) == 1 for seeds in settings.values()):
+        return []
+    rows, finals = [], {name: {seed: run.finals for seed, run in seeds.items() if run.finished} for name, seeds in settings.items()}
+    for key in dict.fromkeys(key for seeds in finals.values() for values in seeds.values() for key in values):
+        values = {name: {seed: own[key] for seed, own in seeds.items() if key in own and math.isfinite(own[key])} for name, seeds in finals.items()}
+        base, *others = values
+        paired = {name: statistics.paired([values[name][seed] - value for seed, value in values[base].items() if seed in values[name]]) for name in others}
+        tested = {name: found.p for name, found in paired.items() if found is not None and found.p is not None}
+        corrected = dict(zip(tested, statistics.holm(list(tested.values()))))
+        for name in filter(values.__getitem__, values):
+            found = statistics.summary(list(values[name].values()))
+            own = (words(key), number(found.n), number(found.mean), number(found.sd), interval(found.interval))
+            if len(settings) > 1:
+                compared = [NOTHING] * 5 if name == base else [*difference(paired[name]), probability(corrected[name] if name in corrected else None)]
+                own = (own[0], words(name), *own[1:], *compared)
+            rows.append(own)
+    columns = ("metric", "n", "mean", "sd", "95 % interval")
+    reads = "sd (n - 1) and interval of the mean (Student's t) over the finite values (n) of the finished runs."
+    if len(settings) == 1:
+        reads = f"The runs differ in their seed alone: {reads}"
+    else:
+        columns = ("metric", "setting", *columns[1:], "pairs", "difference to the first", "95 % interval of it", "p", "p (Holm)")
+        reads += " Differences are paired by seed, p is of a two-sided paired t-test, corrected where a metric has several; intervals are not corrected."
+    return [table("seeds", "Over seeds", columns, rows, note=reads)] if rows else []
 
 
 def together(curves: Mapping[str, Mapping[str, list[tuple[int, float]]]], runs: Mapping[str, Files], *, prefix: str = "") -> list[Chart]:

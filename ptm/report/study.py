@@ -16,10 +16,12 @@ from ptm.report.document import (
     Table,
     chart,
     decimals_for,
+    difference,
     document,
     interval,
     note,
     number,
+    probability,
     shown,
     table,
     thinned_band,
@@ -27,18 +29,13 @@ from ptm.report.document import (
     words,
 )
 from ptm.report.results import DIFFERS, REPRODUCED, REVERSED, Contrast, Results, counted
-from ptm.statistics import ALPHA, Comparison
+from ptm.statistics import ALPHA
 
 TONES = {REPRODUCED: "good", REVERSED: "bad", DIFFERS: "bad"}
 METHOD = (
     "Mean, sd (n - 1) and 95 % interval of the mean (Student's t) are over seeds; differences are paired by seed, their p is of a two-sided paired t-test. "
     "p (Holm) is corrected for all {comparisons} comparisons with the base in this report, or for all {orderings} claimed orderings; below {alpha} it counts as a difference. Intervals are not corrected."
 )
-
-
-def p_cell(p: float | None) -> Cell:
-    """A cell of a p value."""
-    return NOTHING if p is None else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
 
 def report(path: str | Path) -> Document:
@@ -108,10 +105,10 @@ def _verdicts(results: Results) -> list[Note | Table]:
         source = f" ({ordering.source})" if ordering.source else ""
         told = f"{metric.label}: {claim}{source}: {verdict.word}{'; ' + verdict.told if verdict.told else ''}."
         notes.append(note(told, TONES[verdict.word] if verdict.word in TONES else ""))
-        ours = _difference(verdict.found, decimals=decimals)
+        ours = difference(verdict.found, decimals=decimals)
         theirs = (number(gap, sign=True, decimals=decimals),) if published else ()
         word = words(verdict.word, tone=TONES[verdict.word] if verdict.word in TONES else "")
-        rows.append((words(claim), words(metric.label), words(ordering.source), *theirs, *ours, p_cell(verdict.corrected), word))
+        rows.append((words(claim), words(metric.label), words(ordering.source), *theirs, *ours, probability(verdict.corrected), word))
     columns = (
         "claim",
         "metric",
@@ -137,19 +134,6 @@ def _gap(results: Results, ordering: Any) -> float | None:
 def _method(results: Results) -> str:
     tested = sum(verdict.corrected is not None for verdict in results.verdicts)
     return METHOD.format(comparisons=results.comparisons, orderings=tested, alpha=ALPHA)
-
-
-def _difference(found: Comparison | None, *, decimals: int) -> tuple[Cell, Cell, Cell, Cell]:
-    """Pairs, mean difference, its interval, p."""
-    if found is None:
-        return number(0), NOTHING, NOTHING, NOTHING
-    difference = found.difference
-    return (
-        number(difference.n),
-        number(difference.mean, decimals=decimals, sign=True),
-        interval(difference.interval, decimals=decimals, sign=True),
-        p_cell(found.p),
-    )
 
 
 def _decimals(results: Results, metric: str) -> int:
@@ -201,7 +185,7 @@ def _details(results: Results) -> list[Table]:
                 continue
             contrast = results.contrasts[name][arm]
             tone = _mark(contrast)[1]
-            rows.append((*own, *_difference(contrast.found, decimals=decimals), p_cell(contrast.corrected), words(contrast.told, tone=tone)))
+            rows.append((*own, *difference(contrast.found, decimals=decimals), probability(contrast.corrected), words(contrast.told, tone=tone)))
         columns = ("arm", "n", "mean", "sd", "95 % interval", "pairs", "difference to base", "95 % interval of it", "p", "p (Holm)", "in words")
         made.append(table(file, f"{metric.label} ({_arrow(metric)})", columns, rows, note=f"{name}, of the last evaluation of each run."))
     return made
