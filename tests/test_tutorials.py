@@ -32,7 +32,7 @@ case "$*" in
   train*,tiny*) more=() ;;
   train*configs/quickstart.py*) more+=(--config.model.num_layers=1 --config.model.width=32 --config.model.num_heads=2) ;;
   train*) ;;
-  study*) more=(); sed -i -E "s/range\\(5\\)/range(2)/; s/: (100|60),/: 4,/; s/: (10|6),/: 1,/; s/: 20}}/: 2}}/" "$2" ;;
+  study*) more=(); sed -i -E "s/range\\(5\\)/range(2)/; s/seeds=\\(0, 1, 2\\)/seeds=(0, 1)/; s/: (100|60),/: 4,/; s/: (10|6),/: 1,/; s/: 20}}/: 2}}/" "$2" ;;
   *) more=() ;;
 esac
 exec "{sys.executable}" -m ptm.cli "$@" "${{more[@]}}"
