@@ -119,7 +119,7 @@ class Data:
     )
     weight_change: str = field("step", choices=("step", "linear"), doc="How one entry of weight_schedule becomes the next: at its step, or in a straight line up to it.")
     max_epochs: tuple[float, ...] = field(
-        (), low=0.0, unit="epochs", doc="How often a source is drawn at most, one number for all or one for each, 0 = any number of times; then the others get its weight. Empty = any."
+        (), low=0.0, high=1e6, unit="epochs", doc="How often a source is drawn at most, one number for all or one for each, 0 = any number of times; then the others get its weight. Empty = any."
     )
     columns: tuple[str, ...] = field(
         ("text=text",), doc="Map of fields to columns, as FIELD=COLUMN or FIELD=a text with {COLUMN} and {COLUMN|0=no|1=yes}, {COLUMN~0.2} rounded; N:FIELD=... for source N; FIELD.0=A,FIELD.1=B make a list."
@@ -162,6 +162,8 @@ class Data:
         if self.weight_schedule and (self.weights or self.temperature is not None):
             given = f"{where}.weights={fields.unparse(self.weights)}" if self.weights else f"{where}.temperature={self.temperature}"
             raise ConfigError(f"{given} and {where}.weight_schedule={fields.unparse(self.weight_schedule)} say the same in two ways; give one of them.")
+        if self.weight_change != "step" and not self.weight_schedule:
+            raise ConfigError(f"{where}.weight_change={self.weight_change} without {where}.weight_schedule, whose entries it goes between; give that, or leave it out.")
         for step, weights in weight_points(self.weight_schedule, where=where):
             if len(weights) != len(self.source) or not sum(weights):
                 given = f"{where}.weight_schedule={fields.unparse(self.weight_schedule)}: that of step {step}"
