@@ -140,7 +140,7 @@ class Data:
     packing_bins: int = field(32, low=1, unit="rows", doc="Rows that first-fit packing keeps open in each stream.")
     max_record_tokens: int = field(65_536, low=2, unit="tokens", doc="Longer documents are split, with ids ID#0, ID#1, ...; not the records of a task.")
     max_bad_records: int = field(100, low=0, unit="records", doc="Records that cannot be read are named and skipped; one more than this stops the run.")
-    streams: int | None = field(None, low=1, doc="Logical streams S; divides train.batch_size. None = the greatest common divisor of train.batch_size and 64.")
+    streams: int | None = field(None, low=1, doc="Logical streams S; divides the batch size, or all of a schedule. None = the greatest common divisor of these and 64.")
     shuffle: bool = field(True, doc="Visit documents in a new random order each epoch.")
     prefetch: int = field(2, low=0, unit="batches", doc="Batches prepared ahead in a background thread; 0 = none.")
 

@@ -30,7 +30,8 @@ FIXED = ("model", "tokenizer", "objective", "data", "lora", "mup", "seed")  # ma
 ASK = ("optimizer", "schedule", "init", "train")  # may change on resume only if the user names the key
 AHEAD = ("data.weight_schedule", "data.max_epochs")  # so may these, as long as the run goes by them: streams know what they drew, whatever comes next
 # But these may: a run can grow, parts of a batch give the same gradient (dropout aside), and reading ahead or past bad records, or patience, changes no row.
-FREE = ("train.steps", "train.microbatches", "train.hang_seconds", "train.hang_factor", "train.hang_exit", "data.prefetch", "data.max_bad_records")
+# Nor does the number of logical streams, since the data's state refuses another one: named, it stays as it is under other batch sizes.
+FREE = ("train.steps", "train.microbatches", "train.hang_seconds", "train.hang_factor", "train.hang_exit", "data.prefetch", "data.max_bad_records", "data.streams")
 
 
 def train(

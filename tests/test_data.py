@@ -537,6 +537,8 @@ def test_state_of_all_hosts_restores_on_another_split_of_hosts(corpus):
         other.restore({0: states["0"]})
     with pytest.raises(ConfigError, match="saved with 4 logical streams, this run has 2"):
         loader(f"text:{corpus}", streams=2).restore(states)
+    with pytest.raises(ConfigError, match="saved with 4 logical streams, this run has 8; set --config.data.streams=4"):
+        loader(f"text:{corpus}", streams=8).restore(states)
 
 
 def test_bad_records_survive_a_restore(tmp_path):

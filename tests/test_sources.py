@@ -107,6 +107,9 @@ def test_a_run_of_two_sources(tmp_path):
             train.check_resume(registry.resolve(changed), whole, ())
         with contextlib.nullcontext() if allowed else pytest.raises(ConfigError, match=f"data.{key}"):
             assert list(train.check_resume(registry.resolve(changed), whole, (f"data.{key}",))) == [f"data.{key}"]
+    named = config()
+    named.data.streams = 8  # the state of the data has the last word on it
+    assert train.check_resume(registry.resolve(named), whole, ()) == {"data.streams": (4, 8)}
     rows = [json.loads(line) for line in runs.metrics(whole).splitlines()]
     steps = {row["step"]: row for row in rows if "loss" in row}
     assert "loss_0" in steps[4] and "loss_1" not in steps[4] and steps[4]["tokens_1"] == steps[4]["draws_1"] == 0

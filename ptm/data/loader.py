@@ -141,6 +141,8 @@ class Loader(Iterator[Batch]):
     def restore(self, states: dict[Any, State]) -> None:
         """Goes on where `states` were taken: at least this host's streams, by number (an int, or a string as JSON makes it)."""
         by_number = {int(p): state for p, state in states.items()}
+        for saved in {state["streams"] for state in by_number.values()} - {self._count}:
+            raise ConfigError(f"the data state was saved with {saved} logical streams, this run has {self._count}; set --config.data.streams={saved}.")
         missing = sorted(set(self._streams) - set(by_number))
         if missing:
             raise ConfigError(f"the data state lacks the logical streams {missing}; it holds {sorted(by_number)}.")

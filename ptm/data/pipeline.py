@@ -155,10 +155,6 @@ class Stream:
 
     def restore(self, state: State) -> None:
         """Goes on where a snapshot was taken, given its copy from JSON."""
-        if state["streams"] != self._step:
-            raise ConfigError(
-                f"the data state was saved with {state['streams']} logical streams, this run has {self._step}; set data.streams={state['streams']}."
-            )
         self.bad = frozenset()
         for source, record in state["bad"]:
             self._document(source, record)  # so that it is named and counts towards the limit
