@@ -58,7 +58,7 @@ def read(path: str) -> list[dict[str, Any]]:
     """Rows of a JSON lines file, not-finite values as floats again; a line that is torn or no row is left out, a missing file is empty."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         return [cells for cells in map(_parse, file) if cells is not None]
 
 
@@ -82,7 +82,7 @@ def truncate(path: str, step: int, owed: Collection[str] = ()) -> None:
 
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         kept = [line for line in file if (cells := _parse(line)) is not None and stays(cells)]
     with atomic.replacing(path) as file:
         file.writelines(kept)

@@ -147,6 +147,14 @@ def nameless() -> bytes:
     return bytes(made)
 
 
+def misnamed() -> bytes:
+    """An archive whose member has another name where its bytes lie, one that is said to be UTF-8 and is not."""
+    made = bytearray(archive(("a.txt", b"x")))
+    made[7] |= 0x08
+    made[30] = 0xCB
+    return bytes(made)
+
+
 def link() -> zipfile.ZipInfo:
     made = zipfile.ZipInfo("a.txt")
     made.create_system, made.external_attr = 3, 0o120777 << 16
@@ -162,6 +170,7 @@ PACKED = {
     "root.zip/**": (archive(("/x.txt", b"x")), "below the archive"), "link.zip/*": (archive((link(), b"/etc/passwd")), "is a link"),
     "bz2.zip/*": (archive(("a.txt", b"x"), method=zipfile.ZIP_BZIP2), "method 12"), "lzma.zip/*": (archive(("a.txt", b"x"), method=zipfile.ZIP_LZMA), "method 14"),
     "locked.zip/*": (archive(("a.txt", b"x" * 99)).replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\x01\0"), "cannot be decompressed"),
+    "other.zip/*": (misnamed(), "cannot be decompressed"),
     "none.zip/**": (nameless(), "below the archive"), "d.zip/*": (archive(("a.txt", b"x"))[:-30], "zip archive"),
     "cut.gz": (gzip.compress(os.urandom(999))[:-20], "cannot be decompressed"), "nothing.xz": (b"", "a"),
 }  # fmt: skip

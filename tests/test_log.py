@@ -68,6 +68,16 @@ def test_resume_drops_later_and_torn_rows_and_keeps_the_bytes(tmp_path):
     assert path.read_text() == ""
 
 
+def test_lines_end_alike_for_all_who_read_them(tmp_path):
+    """A carriage return ends no line: it stands within one that was damaged, or before the end of one that an editor saved."""
+    path = tmp_path / "metrics.jsonl"
+    for content, steps in ((b'{"step": 1}\n{\r"step": 2}\n', [1, 2]), (b'{"step": 1}\r\n{"step": 2}\r\0\n', [1]), (b'{"step": 1}\r{"step": 2}\n', [])):
+        path.write_bytes(content)
+        assert [row["step"] for row in log.read(str(path))] == steps and log.last_step(str(path)) == (steps[-1] if steps else None)
+        log.truncate(str(path), 5)
+        assert [row["step"] for row in log.read(str(path))] == steps
+
+
 def test_a_torn_row_does_not_swallow_the_next(tmp_path):
     path = tmp_path / log.METRICS
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}')  # complete but for its end: not known to be whole

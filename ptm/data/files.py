@@ -30,7 +30,7 @@ MOST_EXPANSION = 250
 ALWAYS_ALLOWED = 64 * MEGABYTE
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # what the decompressors raise
+BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError)  # what the decompressors raise, the last of names of members
 
 
 @dataclasses.dataclass(frozen=True)
